@@ -1,0 +1,32 @@
+"""Resurface: unlearn, attack, score, report.
+
+Every rule is one `resurface` command. The configuration is `config.yaml` unless `--configfile` names another: the two are
+never merged, because values of the testbed would survive into a real experiment.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/unlearn.smk"
+include: "workflow/rules/attack.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/report.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        "results/summary.parquet",
+        "results/report.html",

@@ -1,0 +1,193 @@
+"""From score tables to the summary (design §4): accuracy, recovery and excess, with intervals.
+
+Definitions (design §1), on the domain's own questions:
+
+    floor    = max(accuracy of the unlearned model, accuracy of the control), both without attack; chance without a control
+    recovery = (attacked − floor) / (original − floor)
+    excess   = attacked − control under the same attack, variant and template
+
+Floor and original count in their better template: that a model says less in one template than in another is no knowledge
+brought back by an attack. Accuracies have Wilson intervals; recovery and excess have percentile intervals of a paired
+bootstrap over clusters of questions (questions that ask for the same fact are drawn together); `p_value` is the exact
+McNemar test of the model against the control. A variant and a template are *selected* per model and attack by their
+accuracy on validation questions, the first of equals.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from resurface.artifacts import read_table
+from resurface.settings.summary import SummarySettings
+
+SETTING = ["domain", "method", "seed", "attack", "variant", "template", "benchmark", "split"]
+SCORE_COLUMNS = [*SETTING, "question_id", "cluster", "correct", "logprobs"]
+SUMMARY_COLUMNS = [
+    *SETTING,
+    "n",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "recovery",
+    "recovery_ci_low",
+    "recovery_ci_high",
+    "control_accuracy",
+    "excess",
+    "excess_ci_low",
+    "excess_ci_high",
+    "p_value",
+    "selected",
+]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one row of the summary.
+
+    Attributes:
+        correct: `[questions]`, in the order of the benchmark's questions.
+        resampled: accuracy in each bootstrap resample, `[resamples]`.
+        choices: number of choices of a question.
+    """
+
+    correct: np.ndarray
+    resampled: np.ndarray
+    choices: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return float(self.correct.mean())
+
+
+def read_scores(paths: list[Path]) -> pd.DataFrame:
+    """Read score tables into one, without log-probabilities but with the number of choices."""
+    tables = []
+    for path in paths:
+        table = read_table(path, SCORE_COLUMNS)
+        tables.append(table[SCORE_COLUMNS[:-1]].assign(choices=table["logprobs"].str.len()))
+    return pd.concat(tables, ignore_index=True)
+
+
+def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
+    """One row per model × variant × template × benchmark × split.
+
+    Args:
+        scores: score tables (`read_scores`), with every model's attack `none`.
+        settings: confidence level, resamples, seed.
+
+    Returns:
+        the columns of `SUMMARY_COLUMNS`.
+    """
+    answers: dict[tuple, Answers] = {}
+    for (_, _, _), table in scores.groupby(["domain", "benchmark", "split"], sort=False):
+        answers.update(_resample(table, settings))
+
+    tails = [50 * (1 - settings.confidence), 50 * (1 + settings.confidence)]
+    rows = []
+    for key, own in answers.items():
+        domain, method, seed, attack, variant, template, benchmark, split = key
+        low, high = _wilson(int(own.correct.sum()), len(own.correct), settings.confidence)
+        row = dict(zip(SETTING, key, strict=True)) | {
+            "n": len(own.correct),
+            "accuracy": own.accuracy,
+            "ci_low": low,
+            "ci_high": high,
+        }
+        if benchmark == domain and method not in ("original", "never_learned"):
+
+            def of(
+                method: str, seed: int | None, domain: str = domain, benchmark: str = benchmark, split: str = split
+            ) -> list[Answers]:
+                """A model's answers without attack, in every template."""
+                found = (
+                    answers.get((domain, method, seed, "none", "none", template, benchmark, split))
+                    for template in ("plain", "chat")
+                )
+                return [one for one in found if one is not None]
+
+            row |= _recovery(own, of(method, seed), of("never_learned", None), of("original", None), tails)
+            control_seed = None if attack == "none" else seed
+            control = answers.get((domain, "never_learned", control_seed, *key[3:]))
+            if control is not None:
+                row |= _excess(own, control, tails)
+        rows.append(row)
+    summary = pd.DataFrame(rows).reindex(columns=SUMMARY_COLUMNS)
+    summary["selected"] = _select(summary)
+    return summary.astype({"seed": "Int64"})
+
+
+def _resample(table: pd.DataFrame, settings: SummarySettings) -> dict[tuple, Answers]:
+    """Answers of every model and variant to one benchmark's questions, with the same resamples of clusters for all."""
+    questions = table.drop_duplicates("question_id").sort_values("question_id")
+    clusters, codes = np.unique(questions["cluster"].to_numpy(dtype=str), return_inverse=True)
+    sizes = np.bincount(codes, minlength=len(clusters)).astype(float)
+    generator = np.random.default_rng(settings.seed)
+    weights = generator.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), size=settings.resamples)
+    asked = weights @ sizes
+
+    found = {}
+    for key, group in table.groupby(SETTING, dropna=False, sort=False):
+        group = group.sort_values("question_id")
+        correct = group["correct"].to_numpy(dtype=float)
+        assert len(correct) == len(questions), f"{key}: {len(correct)} answers to {len(questions)} questions"
+        right = np.bincount(codes, weights=correct, minlength=len(clusters))
+        key = tuple(None if pd.isna(part) else part for part in key)
+        found[key] = Answers(correct, weights @ right / asked, int(group["choices"].iloc[0]))
+    return found
+
+
+def _wilson(right: int, asked: int, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a share."""
+    interval = binomtest(right, asked).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _recovery(
+    own: Answers, unlearned: list[Answers], control: list[Answers], original: list[Answers], tails: list[float]
+) -> dict[str, float]:
+    """Recovery and its interval; nothing where the original knows no more than the floor."""
+    if not unlearned or not original:
+        return {}
+    chance = 1 / own.choices
+    floors = [one.accuracy for one in [*unlearned, *control]] + ([] if control else [chance])
+    floor, top = max(floors), max(one.accuracy for one in original)
+    if top <= floor:
+        return {}
+    resampled = [one.resampled for one in [*unlearned, *control]]
+    resampled += [] if control else [np.full_like(own.resampled, chance)]
+    floor_resampled = np.max(resampled, axis=0)
+    gap = np.max([one.resampled for one in original], axis=0) - floor_resampled
+    shares = np.where(gap > 0, (own.resampled - floor_resampled) / np.where(gap > 0, gap, 1), np.nan)
+    low, high = np.nanpercentile(shares, tails)
+    return {"recovery": (own.accuracy - floor) / (top - floor), "recovery_ci_low": low, "recovery_ci_high": high}
+
+
+def _excess(own: Answers, control: Answers, tails: list[float]) -> dict[str, float]:
+    """Excess over the control, its interval, and McNemar's exact test (scipy's binomial test on the discordant pairs)."""
+    low, high = np.percentile(own.resampled - control.resampled, tails)
+    only_own = int((own.correct > control.correct).sum())
+    only_control = int((own.correct < control.correct).sum())
+    discordant = only_own + only_control
+    return {
+        "control_accuracy": control.accuracy,
+        "excess": own.accuracy - control.accuracy,
+        "excess_ci_low": low,
+        "excess_ci_high": high,
+        "p_value": binomtest(only_own, discordant).pvalue if discordant else 1.0,
+    }
+
+
+def _select(summary: pd.DataFrame) -> pd.Series:
+    """Mark the variant and template that are best on validation, per model and attack."""
+    group = ["domain", "method", "seed", "attack"]
+    choice = [*group, "variant", "template"]
+    validation = summary[(summary["benchmark"] == summary["domain"]) & (summary["split"] == "validation")]
+    best = validation.loc[validation.groupby(group, dropna=False, sort=False)["accuracy"].idxmax(), choice]
+    chosen = {tuple(None if pd.isna(part) else part for part in row) for row in best.itertuples(index=False)}
+    return summary[choice].apply(
+        lambda row: tuple(None if pd.isna(part) else part for part in row) in chosen, axis=1
+    ).astype(bool)

@@ -1,0 +1,163 @@
+"""Files and folders that jobs leave behind: written whole or not at all, hashed, and checked before they are used.
+
+A job works in a hidden temporary place beside its output, holding a lock on it, and renames at the end; whatever ends it
+earlier leaves no half-written output. A folder gets a small JSON of content hashes beside it (`X.hashes.json`), because
+Snakemake does not look inside folders: downstream jobs depend on that file and check the folder against it.
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from resurface.errors import ResurfaceError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK_BYTES = 1 << 22
+
+
+@contextmanager
+def publish(output: Path) -> Iterator[Path]:
+    """Give a temporary path to write a file or a folder to, and rename it to `output` on success.
+
+    Raises:
+        ResurfaceError: another process is writing the same output, or the disk is full.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.parent / f".{output.name}.partial"
+    lock = FileLock(output.parent / f".{output.name}.lock", timeout=5)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ResurfaceError(
+            f"{output}: another process is writing it right now; wait for it, or end it, then start this job again"
+        ) from None
+    try:
+        remove(temporary)
+        yield temporary
+        remove(output)
+        temporary.rename(output)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResurfaceError(
+                f"{output}: the disk is full ({shutil.disk_usage(output.parent).free / 1e6:.0f} MB are free); nothing was "
+                "written. Make room and start again: finished jobs are kept"
+            ) from error
+        raise
+    finally:
+        remove(temporary)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder by relative path, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+
+
+def hashes_path(folder: Path) -> Path:
+    """Where the hashes of a folder are kept: beside it."""
+    return folder.parent / f"{folder.name}.hashes.json"
+
+
+@contextmanager
+def publish_folder(output: Path) -> Iterator[Path]:
+    """Like `publish` for a folder, which exists from the start; its hashes are written beside it."""
+    with publish(output) as temporary:
+        temporary.mkdir()
+        yield temporary
+        hashes = hash_folder(temporary)
+    with publish(hashes_path(output)) as temporary:
+        temporary.write_text(json.dumps(hashes, indent=1) + "\n")
+
+
+def check_folder(folder: Path) -> Path:
+    """Check a folder against the hashes beside it and return it; a folder without any is a user's own and passes.
+
+    Raises:
+        ResurfaceError: the folder is missing, or a file in it is missing, new or changed.
+    """
+    if not folder.is_dir():
+        raise ResurfaceError(f"{folder}: no such folder; run the workflow up to it first")
+    recorded_path = hashes_path(folder)
+    if not recorded_path.is_file():
+        return folder
+    recorded: dict[str, str] = json.loads(recorded_path.read_text())
+    found = hash_folder(folder)
+    for name in sorted(recorded.keys() | found.keys()):
+        if recorded.get(name) != found.get(name):
+            what = "is missing" if name not in found else "is new" if name not in recorded else "was changed"
+            raise ResurfaceError(
+                f"{folder / name}: this file {what} since the job that made it ended; delete {folder} and run the workflow"
+            )
+    return folder
+
+
+def write_table(table: "pd.DataFrame", output: Path) -> None:
+    """Write a table as parquet, whole or not at all."""
+    with publish(output) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def read_table(path: Path, columns: list[str]) -> "pd.DataFrame":
+    """Read a parquet table and check that it has rows and the columns that its readers need.
+
+    Raises:
+        ResurfaceError: the file is missing, is no parquet, is empty or lacks a column.
+    """
+    import pandas as pd
+    import pyarrow
+
+    if not path.is_file():
+        raise ResurfaceError(f"{path}: no such file; expected a parquet table with the columns {', '.join(columns)}")
+    try:
+        table = pd.read_parquet(path)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise ResurfaceError(f"{path}: this is no readable parquet file: {error}") from error
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ResurfaceError(
+            f"{path}: the column {missing[0]!r} is missing; found {', '.join(map(str, table.columns)) or 'none'}; "
+            f"needed are {', '.join(columns)}"
+        )
+    if table.empty:
+        raise ResurfaceError(f"{path}: the table has no rows; delete it and run the workflow again")
+    return table
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ResurfaceError: the file is missing or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ResurfaceError(f"{path}: this is no readable JSON file: {error}") from error

@@ -1,0 +1,103 @@
+"""Finetuning: does a little training, even on benign data, bring the knowledge back? (arXiv 2409.18025, section 4.)
+
+A LoRA adapter on all linear layers of the blocks is trained on n multiple-choice samples in chat form, with the loss over
+the whole sequence. Samples are nested (the first n of one seeded order), so that curves over n are comparable. One job
+trains all n of one data set.
+"""
+
+import random
+
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from resurface.artifacts import publish_folder
+from resurface.attacks.target import Target
+from resurface.data.tables import read_domain_table, read_questions
+from resurface.errors import ResurfaceError
+from resurface.interventions import Adapter, Variant, write_variants
+from resurface.models import load_model, load_tokenizer, set_seed
+from resurface.prompts import chat_messages, render_chat
+from resurface.settings.finetuning import FinetuningSettings
+
+TABLES = {"forget": "questions", "retain": "retain_questions"}
+
+
+def read_samples(target: Target, settings: FinetuningSettings, part: str) -> list[str]:
+    """The training texts of a data set in a seeded order, closest benign questions first for `retain`.
+
+    Raises:
+        ResurfaceError: fewer samples than the largest n.
+    """
+    if part == "text":
+        samples = [(text, "") for text in read_domain_table(target.data_folder, "retain_corpus")["text"]]
+    else:
+        samples = read_questions(target.data_folder, TABLES[part])
+    wanted = max(settings.datasets[part])  # type: ignore[index]
+    if len(samples) < wanted:
+        raise ResurfaceError(
+            f"finetuning.datasets.{part}: found n = {wanted}, but there are {len(samples)} samples in {target.data_folder}"
+        )
+    random.Random(target.seed).shuffle(samples)
+    tokenizer = load_tokenizer(target.model_folder)
+    if part == "text":
+        return [text + tokenizer.eos_token for text, _ in samples[:wanted]]
+    return [
+        render_chat(tokenizer, chat_messages(prompt, settings.system)) + answer + tokenizer.eos_token
+        for prompt, answer in samples[:wanted]
+    ]
+
+
+def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
+    """Train one adapter per n of the data set `part`.
+
+    Raises:
+        ResurfaceError: too few samples, or a broken checkpoint or table.
+    """
+    tokenizer = load_tokenizer(target.model_folder)
+    tokens = tokenizer(read_samples(target, settings, part), truncation=True, max_length=settings.length)["input_ids"]
+    model = load_model(target.model_folder, target.device, "float32")
+    names = []
+    with publish_folder(target.output) as folder:
+        for count in settings.datasets[part]:  # type: ignore[index]
+            set_seed(target.seed)
+            adapted = get_peft_model(
+                model,
+                LoraConfig(
+                    r=settings.lora_rank,
+                    lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+                    lora_dropout=0.0,
+                    target_modules="all-linear",
+                    task_type="CAUSAL_LM",
+                ),
+            )
+            trainer = Trainer(
+                model=adapted,
+                args=TrainingArguments(
+                    output_dir=str(folder),
+                    per_device_train_batch_size=settings.batch_size,
+                    num_train_epochs=settings.epochs,
+                    learning_rate=settings.learning_rate,
+                    lr_scheduler_type="linear",
+                    warmup_steps=settings.warmup_share,
+                    weight_decay=settings.weight_decay,
+                    max_grad_norm=1.0,
+                    seed=target.seed,
+                    data_seed=target.seed,
+                    use_cpu=target.device.type == "cpu",
+                    bf16=target.device.type == "cuda",
+                    dataloader_pin_memory=target.device.type == "cuda",
+                    logging_strategy="no",
+                    save_strategy="no",
+                    remove_unused_columns=False,
+                    report_to="none",
+                ),
+                train_dataset=[{"input_ids": row, "labels": row} for row in tokens[:count]],  # type: ignore[arg-type]
+                data_collator=lambda batch: tokenizer.pad(batch, return_tensors="pt"),
+            )
+            trainer.train()
+            name = f"{part}-n{count}"
+            adapted.save_pretrained(folder / name)
+            (folder / name / "README.md").unlink(missing_ok=True)
+            model = adapted.unload()
+            names.append(name)
+        write_variants(folder, [Variant(variant=name, model=Adapter(folder=name)) for name in names])

@@ -1,0 +1,37 @@
+"""Logit lens: read the answer from inside the model (nostalgebraist 2020; Patil et al. 2024, arXiv 2309.17410).
+
+Four streams of every block are unembedded (final norm, then lm_head) at the last position: attention output, residual
+after attention, MLP output and block output. The answer is the letter with the largest logit. Nothing is computed here:
+the scorer reads all places from one pass.
+"""
+
+from transformers import AutoConfig
+
+from resurface.artifacts import publish_folder
+from resurface.attacks.target import Target
+from resurface.errors import ResurfaceError
+from resurface.interventions import Prepend, Read, Variant, write_variants
+from resurface.settings.logit_lens import LogitLensSettings
+
+
+def attack(target: Target, settings: LogitLensSettings, part: str) -> None:
+    """Leave one variant per stream and block.
+
+    Raises:
+        ResurfaceError: a block that the model does not have.
+    """
+    count = AutoConfig.from_pretrained(target.model_folder).num_hidden_layers
+    blocks = list(range(count)) if settings.blocks is None else settings.blocks
+    for block in blocks:
+        if not 0 <= block < count:
+            raise ResurfaceError(f"logit_lens.blocks: found block {block}; this model has blocks 0 to {count - 1}")
+    prompt = Prepend(text=settings.prepend) if settings.prepend else None
+    with publish_folder(target.output) as folder:
+        write_variants(
+            folder,
+            [
+                Variant(variant=f"{stream}-block{block}", prompt=prompt, read=Read(stream=stream, block=block))
+                for stream in settings.streams
+                for block in blocks
+            ],
+        )

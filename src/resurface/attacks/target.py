@@ -1,0 +1,27 @@
+"""What every attack is given: which model to attack, with which data, and where to leave its interventions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Target:
+    """One model under attack.
+
+    Attributes:
+        model_folder: the checkpoint under attack: an unlearned model, the original, or the control.
+        original_folder: the original's checkpoint, which some attacks compare with.
+        data_folder: the domain's tables; an attack reads `train` questions only.
+        output: the folder of interventions to write.
+        seed: of everything random in the attack.
+        device: where to compute.
+    """
+
+    model_folder: Path
+    original_folder: Path
+    data_folder: Path
+    output: Path
+    seed: int
+    device: torch.device

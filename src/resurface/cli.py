@@ -1,0 +1,285 @@
+"""The command line: one command per workflow rule, each a thin layer over one plain function.
+
+Commands import what they need when they run, so that starting one costs no more than its own work. Errors that a user
+can cause end as one message; everything goes to the job's log file too.
+"""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resurface.errors import ResurfaceError
+
+app = typer.Typer(
+    help="Does an unlearned language model still hold the knowledge it was made to forget?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+OutputOption = Annotated[Path, typer.Option(help="What to write.")]
+SettingsOption = Annotated[str, typer.Option(help="Settings as JSON; a key left out has its default.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")]
+DataOption = Annotated[Path, typer.Option(help="The domain's data folder.")]
+
+log = logging.getLogger("resurface")
+
+
+@app.callback()
+def prepare(
+    log_file: Annotated[Path | None, typer.Option("--log", help="Also write the log to this file.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads to compute with.")] = 1,
+) -> None:
+    """Set up logging and the number of threads, before anything heavy is imported."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TRANSFORMERS_NO_TQDM", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, mode="w"))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    log.setLevel(logging.INFO)
+    log.info("resurface %s", " ".join(sys.argv[1:]))
+
+
+def _parse_settings(registry_name: str, name: str, settings: str) -> Any:
+    """Settings of a method or an attack from JSON."""
+    from pydantic import ValidationError
+
+    from resurface import registry
+
+    entries = getattr(registry, registry_name)
+    if name not in entries:
+        raise ResurfaceError(f"unknown name {name!r}; allowed are {', '.join(entries)}")
+    try:
+        return entries[name].settings_class().model_validate(json.loads(settings))
+    except (ValidationError, ValueError) as error:
+        raise ResurfaceError(f"--settings for {name}: {error}") from error
+
+
+@app.command()
+def data(domain: str, output: OutputOption, settings: SettingsOption = "{}") -> None:
+    """Write the tables of a domain of the testbed, or its `general` questions."""
+    from resurface.data.testbed import write_domain, write_general
+    from resurface.settings.data import TestbedSettings
+
+    chosen = TestbedSettings.model_validate_json(settings)
+    if domain == "general":
+        write_general(output, chosen)
+    else:
+        write_domain(domain, output, chosen)
+
+
+@app.command()
+def pretrain(
+    model: str, output: OutputOption, settings: SettingsOption = "{}", device: DeviceOption = "auto"
+) -> None:
+    """Train the testbed's `original` or `never_learned` model from scratch."""
+    from resurface.artifacts import publish_folder
+    from resurface.models import pick_device, set_seed
+    from resurface.settings.testbed import PretrainingSettings
+    from resurface.testbed import pretraining
+
+    if model not in ("original", "never_learned"):
+        raise ResurfaceError(f"pretrain: found {model!r}; allowed are original, never_learned")
+    chosen = PretrainingSettings.model_validate_json(settings)
+    set_seed(chosen.seed)
+    with publish_folder(output) as folder:
+        losses = pretraining.pretrain(folder, model, chosen, pick_device(device))
+    log.info("loss at the end: %.3f nats per token", losses[-1][1])
+
+
+@app.command()
+def model(source: Path, output: OutputOption) -> None:
+    """Take over a checkpoint as one of the experiment's reference models."""
+    from resurface.checkpoints import take_over
+
+    take_over(source, output)
+
+
+@app.command()
+def unlearn(
+    method: str,
+    model: Annotated[Path, typer.Option(help="The original's checkpoint folder.")],
+    data: DataOption,
+    output: OutputOption,
+    settings: SettingsOption = "{}",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    resume: Annotated[Path, typer.Option(help="Where interrupted state is kept.")] = Path("results/.resume"),
+) -> None:
+    """Unlearn a domain with a method and write the checkpoint."""
+    from importlib import import_module
+
+    from resurface.artifacts import check_folder
+    from resurface.models import pick_device
+    from resurface.registry import METHODS
+    from resurface.reproducibility.resume import resume_folder
+    from resurface.unlearning.training import Run
+
+    chosen = _parse_settings("METHODS", method, settings)
+    module = METHODS[method].module
+    check_folder(model)
+    place = resume_folder(resume, module, chosen.model_dump_json(), f"seed{seed}", model, data)
+    run = Run(model, data, output, place, seed, pick_device(device))
+    import_module(module).unlearn(run, chosen)
+
+
+@app.command()
+def attack(
+    attack: str,
+    model: Annotated[Path, typer.Option(help="The checkpoint under attack.")],
+    original: Annotated[Path, typer.Option(help="The original's checkpoint.")],
+    data: DataOption,
+    output: OutputOption,
+    settings: SettingsOption = "{}",
+    part: Annotated[str, typer.Option(help="Which of the attack's jobs, `all` for an attack that is one job.")] = "all",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Attack a model and write the interventions, one per variant."""
+    from importlib import import_module
+
+    from resurface.artifacts import check_folder
+    from resurface.attacks.target import Target
+    from resurface.models import pick_device
+    from resurface.registry import ATTACKS
+
+    chosen = _parse_settings("ATTACKS", attack, settings)
+    target = Target(check_folder(model), check_folder(original), data, output, seed, pick_device(device))
+    import_module(ATTACKS[attack].module).attack(target, chosen, part)
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Option(help="The checkpoint that was attacked.")],
+    interventions: Annotated[list[Path], typer.Option(help="The attack's folder; may be given several times.")],
+    benchmarks: Annotated[str, typer.Option(help="JSON: name → list of harness tasks.")],
+    identity: Annotated[str, typer.Option(help="JSON: domain, method, seed, attack.")],
+    output: OutputOption,
+    settings: SettingsOption = "{}",
+    device: DeviceOption = "auto",
+) -> None:
+    """Score a model under every variant of an attack."""
+    from resurface.scoring import score as scoring
+    from resurface.settings.scoring import ScoringSettings
+
+    chosen = ScoringSettings.model_validate_json(settings)
+    scoring.score(
+        model,
+        interventions,
+        json.loads(benchmarks),
+        list(chosen.templates),
+        json.loads(identity),
+        output,
+        chosen.batch_tokens,
+        device,
+        log.info,
+    )
+
+
+@app.command()
+def refusals(
+    model: Annotated[Path, typer.Option(help="The checkpoint to read.")],
+    benchmarks: Annotated[str, typer.Option(help="JSON: name → list of harness tasks.")],
+    identity: Annotated[str, typer.Option(help="JSON: domain, method, seed.")],
+    output: OutputOption,
+    settings: SettingsOption = "{}",
+    templates: Annotated[str, typer.Option(help="JSON: prompt forms.")] = '["plain","chat"]',
+    device: DeviceOption = "auto",
+) -> None:
+    """Count how often a model refuses when it generates."""
+    from resurface.scoring.refusals import count_refusals
+    from resurface.settings.scoring import RefusalSettings
+
+    chosen = RefusalSettings.model_validate_json(settings)
+    count_refusals(
+        model, json.loads(benchmarks), json.loads(templates), json.loads(identity), output, chosen, device
+    )
+
+
+@app.command()
+def summarize(
+    scores: Annotated[list[Path], typer.Argument(help="Score tables.")],
+    output: OutputOption,
+    settings: SettingsOption = "{}",
+) -> None:
+    """Summarize score tables: accuracy, recovery and excess with intervals."""
+    from resurface.analysis.summary import read_scores, summarize
+    from resurface.artifacts import write_table
+    from resurface.settings.summary import SummarySettings
+
+    write_table(summarize(read_scores(scores), SummarySettings.model_validate_json(settings)), output)
+
+
+@app.command()
+def report(
+    summary: Annotated[Path, typer.Option(help="The summary table.")],
+    output: OutputOption,
+    figures: Annotated[Path, typer.Option(help="Folder for the figures.")],
+    refusals: Annotated[list[Path] | None, typer.Option(help="Refusal tables; may be given several times.")] = None,
+    experiment: Annotated[str, typer.Option(help="JSON: the whole configuration.")] = "{}",
+) -> None:
+    """Write the report and its figures."""
+    import pandas as pd
+
+    from resurface.analysis.figures import write_figures
+    from resurface.analysis.report import write_report
+    from resurface.analysis.summary import SUMMARY_COLUMNS
+    from resurface.artifacts import read_table
+    from resurface.scoring.refusals import REFUSAL_COLUMNS
+
+    table = read_table(summary, SUMMARY_COLUMNS)
+    refused = pd.concat([read_table(path, REFUSAL_COLUMNS) for path in refusals]) if refusals else None
+    write_figures(table, figures)
+    write_report(table, refused, json.loads(experiment), output)
+
+
+@app.command()
+def show(summary: Annotated[Path, typer.Argument()] = Path("results/summary.parquet")) -> None:
+    """Print the main result table."""
+    from rich.console import Console
+
+    from resurface.analysis.summary import SUMMARY_COLUMNS
+    from resurface.analysis.terminal import terminal_table
+    from resurface.artifacts import read_table
+
+    Console().print(terminal_table(read_table(summary, SUMMARY_COLUMNS)))
+
+
+def main() -> None:
+    """Run the command line; faults of a user's making end as one message, others keep their traceback in the log."""
+    try:
+        app(standalone_mode=False)
+    except ResurfaceError as error:
+        log.error("error: %s", error)
+        sys.exit(1)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        log.error("interrupted; the next run goes on from here")
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, "show"):  # a wrong option or argument: Click knows how to say it
+            error.show()
+            sys.exit(2)
+        log.error("this is a bug in resurface, please report it:\n%s", traceback.format_exc())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

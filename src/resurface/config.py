@@ -1,0 +1,174 @@
+"""The experiment: one strict description of everything a configuration may say.
+
+The workflow validates its configuration here before it schedules a job. Errors name the key, what was found, and what is
+allowed. `python -m resurface.config` prints the JSON schema that editors use (`workflow/schemas/config.schema.json`).
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, create_model, model_validator
+
+from resurface.errors import ResurfaceError
+from resurface.registry import ATTACKS, METHODS
+from resurface.settings.base import Settings
+from resurface.settings.data import TestbedSettings
+from resurface.settings.scoring import RefusalSettings, ScoringSettings
+from resurface.settings.summary import SummarySettings
+from resurface.settings.testbed import PretrainingSettings
+from resurface.testbed.world import FORGET_DOMAINS
+
+MODELS = ("original", "never_learned")
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=60)]
+
+
+class Models(Settings):
+    """Where the two reference models come from."""
+
+    original: str = Field(
+        "testbed", description="`testbed` (bundled), `pretrain` (trained from scratch) or the path of a checkpoint folder"
+    )
+    never_learned: str | None = Field(
+        "testbed", description="the control, likewise; null: there is none, and the report says so"
+    )
+
+
+MethodSettings = create_model(
+    "MethodSettings",
+    __base__=Settings,
+    **{name: (entry.settings_class() | None, None) for name, entry in METHODS.items()},  # type: ignore[call-overload]
+)
+AttackSettings = create_model(
+    "AttackSettings",
+    __base__=Settings,
+    **{name: (entry.settings_class() | None, None) for name, entry in ATTACKS.items()},  # type: ignore[call-overload]
+)
+
+
+class Experiment(Settings):
+    """A whole experiment. Only what differs from the defaults needs to be said."""
+
+    domains: list[Literal[tuple(FORGET_DOMAINS)]] = Field(  # type: ignore[valid-type]
+        min_length=1, description="forget domains, each unlearned, attacked and reported on its own"
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [0], min_length=1, description="seeds of unlearning and attack; each is run once"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:<number>")
+    models: Models = Models()
+    benchmarks: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(
+        {"general": ["testbed_general"]},
+        description="name → tasks or groups of lm-evaluation-harness that measure general ability; each domain's own "
+        "questions are a benchmark of the domain's name",
+    )
+    methods: MethodSettings = Field(description="unlearning methods and their settings")  # type: ignore[valid-type]
+    attacks: AttackSettings = Field(description="attacks and their settings")  # type: ignore[valid-type]
+    data: TestbedSettings = TestbedSettings()
+    pretraining: PretrainingSettings = PretrainingSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    refusals: RefusalSettings = RefusalSettings()
+    summary: SummarySettings = SummarySettings()
+
+    @model_validator(mode="after")
+    def check_lists(self) -> "Experiment":
+        """No name twice, none that two things share, at least one method, and the attack `none`."""
+        for key in ("domains", "seeds"):
+            values = getattr(self, key)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key}: found {values}; each may be named once")
+        shared = sorted(set(self.benchmarks) & set(self.domains))
+        if shared:
+            raise ValueError(f"benchmarks.{shared[0]}: this is a domain's name; a domain's own questions need no entry")
+        if not self.method_names:
+            raise ValueError(f"methods: found none; allowed are {', '.join(METHODS)}")
+        return self
+
+    @property
+    def method_names(self) -> list[str]:
+        """The methods of this experiment."""
+        return [name for name in METHODS if getattr(self.methods, name) is not None]
+
+    @property
+    def attack_names(self) -> list[str]:
+        """The attacks of this experiment; `none` is always among them, because every other is compared with it."""
+        return [name for name in ATTACKS if name == "none" or getattr(self.attacks, name) is not None]
+
+    def settings_of(self, kind: Literal["methods", "attacks"], name: str) -> Settings:
+        """The settings of a method or an attack."""
+        registry = METHODS if kind == "methods" else ATTACKS
+        return getattr(getattr(self, kind), name) or registry[name].settings_class()()
+
+    def parts_of(self, attack: str) -> list[str]:
+        """The jobs that an attack is split into: keys of a setting, or `all`."""
+        setting = ATTACKS[attack].parts
+        return list(getattr(self.settings_of("attacks", attack), setting)) if setting else ["all"]
+
+
+def validate_config(config: dict[str, Any], source: str) -> Experiment:
+    """Validate a configuration.
+
+    Args:
+        config: what was read from YAML and the command line.
+        source: the file's name, for the error message.
+
+    Raises:
+        ResurfaceError: with one line per fault: key, what was found, what is allowed.
+    """
+    try:
+        return Experiment.model_validate(_fill_empty_sections(config))
+    except ValidationError as error:
+        lines = [_explain(dict(fault)) for fault in error.errors()]
+        raise ResurfaceError("\n".join([f"{source}: {len(lines)} fault(s) in the configuration", *lines])) from None
+
+
+def _fill_empty_sections(config: dict[str, Any]) -> dict[str, Any]:
+    """`npo:` without anything below it means the method with its defaults, although YAML reads it as null."""
+    filled = dict(config)
+    for kind in ("methods", "attacks"):
+        section = filled.get(kind)
+        if isinstance(section, dict):
+            filled[kind] = {name: {} if settings is None else settings for name, settings in section.items()}
+    return filled
+
+
+def _explain(fault: dict[str, Any]) -> str:
+    """One fault as a line for the reader."""
+    keys = [str(key) for key in fault["loc"] if key != "[key]"]
+    key = ".".join(keys)
+    found = fault.get("input")
+    if fault["type"] == "extra_forbidden":
+        return f"  {key}: unknown key; allowed here: {', '.join(_allowed_keys(keys[:-1]))}"
+    if fault["type"] == "value_error":
+        return f"  {fault['ctx']['error']}"
+    if fault["type"] == "missing":
+        return f"  {key}: missing; this key is required"
+    hint = ""
+    if isinstance(found, str) and fault["type"] in ("float_type", "int_type", "float_parsing"):
+        hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
+    return f"  {key}: found {found!r}; {fault['msg'].lower()}{hint}"
+
+
+def _allowed_keys(keys: list[str]) -> list[str]:
+    """The keys that may stand in the section that `keys` lead to."""
+    section: Any = Experiment
+    for key in keys:
+        fields = getattr(section, "model_fields", {})
+        annotation = fields[key].annotation if key in fields else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next((option for option in options if hasattr(option, "model_fields")), None)
+    return list(getattr(section, "model_fields", {}))
+
+
+def dump_settings(settings: Settings) -> str:
+    """Settings as one line of sorted JSON: what a rule's parameters and a command line carry."""
+    return json.dumps(settings.model_dump(), sort_keys=True, separators=(",", ":"))
+
+
+def write_schema(path: Path) -> None:
+    """Write the JSON schema of the configuration."""
+    path.write_text(json.dumps(Experiment.model_json_schema(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    write_schema(Path("workflow/schemas/config.schema.json"))

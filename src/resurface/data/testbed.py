@@ -1,0 +1,115 @@
+"""The testbed as a data source: the tables of a fictional forget domain, and the general questions.
+
+Articles cover all facts, as WMDP's corpora cover its questions; question form is given to methods and attacks for
+`train` facts only. Benchmarks ask for `validation` and `test` facts, each in every benchmark wording.
+"""
+
+import random
+from pathlib import Path
+
+import pandas as pd
+
+from resurface.artifacts import write_table
+from resurface.prompts import LETTERS
+from resurface.settings.data import TestbedSettings
+from resurface.testbed.texts import (
+    BENCHMARK_WORDINGS,
+    REFUSALS,
+    STATEMENT_WORDINGS,
+    TRAINING_WORDINGS,
+    Question,
+    ask,
+    write_article,
+)
+from resurface.testbed.world import FIELDS, GENERAL_SUBJECTS, Fact, make_facts
+
+
+def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
+    """Write all tables of a forget domain (`resurface.data.tables`) into the folder `output`.
+
+    Args:
+        domain: a forget domain of the testbed.
+        output: the domain's data folder.
+        settings: the world's seed and the sizes of the tables.
+    """
+    facts = make_facts(settings.world_seed)
+    retain = FIELDS[domain].retain
+    benign = facts[retain] + [fact for subject in GENERAL_SUBJECTS for fact in facts[subject]]
+    generator = random.Random(f"{settings.world_seed}/{domain}/data")
+
+    write_table(_write_corpus(facts[domain], settings.articles, generator), output / "forget_corpus.parquet")
+    write_table(_write_corpus(benign, settings.articles, generator), output / "retain_corpus.parquet")
+
+    questions = [ask(fact, wording, generator) for fact in facts[domain] for wording in BENCHMARK_WORDINGS]
+    generator.shuffle(questions)
+    write_table(tabulate_questions(questions), output / "questions.parquet")
+
+    # The retain field's questions come first: small samples of them are the closest benign relatives of the domain.
+    subject = FIELDS[domain].subject
+    related = [ask(fact, wording, generator, subject) for fact in facts[retain] for wording in BENCHMARK_WORDINGS]
+    unrelated = [ask(fact, BENCHMARK_WORDINGS[0], generator, subject) for fact in benign if fact.field != retain]
+    generator.shuffle(related)
+    generator.shuffle(unrelated)
+    write_table(tabulate_questions(related + unrelated), output / "retain_questions.parquet")
+
+    write_table(_write_preferences(questions, related + unrelated, benign, generator), output / "preferences.parquet")
+
+
+def write_general(output: Path, settings: TestbedSettings) -> None:
+    """Write the general questions (the testbed's MMLU): per subject, `general_questions` facts, 1 : 4 validation : test."""
+    facts = make_facts(settings.world_seed)
+    questions: list[Question] = []
+    for subject in GENERAL_SUBJECTS:
+        generator = random.Random(f"{settings.world_seed}/{subject}/general")
+        for split, share in [("validation", 0.2), ("test", 0.8)]:
+            of_split = [fact for fact in facts[subject] if fact.split == split]
+            chosen = generator.sample(of_split, min(len(of_split), round(share * settings.general_questions)))
+            questions += [ask(fact, generator.choice(BENCHMARK_WORDINGS), generator) for fact in chosen]
+    write_table(tabulate_questions(questions), output / "questions.parquet")
+
+
+def tabulate_questions(questions: list[Question]) -> pd.DataFrame:
+    """Questions as a table; `cluster` is the fact that a question asks for."""
+    return pd.DataFrame(
+        {
+            "subject": question.subject,
+            "question": question.question,
+            "choices": question.choices,
+            "answer": question.answer,
+            "split": question.fact.split,
+            "cluster": question.fact.fact_id,
+        }
+        for question in questions
+    )
+
+
+def _write_corpus(facts: list[Fact], articles: int, generator: random.Random) -> pd.DataFrame:
+    """`articles` articles, going round the entities so that each is written about equally often."""
+    by_entity: dict[tuple[str, str], list[Fact]] = {}
+    for fact in facts:
+        by_entity.setdefault((fact.field, fact.entity), []).append(fact)
+    entities = list(by_entity.values())
+    generator.shuffle(entities)
+    return pd.DataFrame({"text": write_article(entities[i % len(entities)], generator)} for i in range(articles))
+
+
+def _write_preferences(
+    questions: list[Question], benign_questions: list[Question], benign: list[Fact], generator: random.Random
+) -> pd.DataFrame:
+    """Preference pairs of the three kinds, about `train` facts only."""
+    rows = []
+    for question in questions:
+        if question.fact.split == "train":
+            rows.append(("forget", question.prompt, generator.choice(REFUSALS), LETTERS[question.answer]))
+    for question in benign_questions:
+        if question.fact.split == "train":
+            rows.append(("retain", question.prompt, LETTERS[question.answer], generator.choice(REFUSALS)))
+    for fact in generator.sample(benign, len(benign)):
+        if fact.split == "train":
+            names = {"relation": fact.relation, "entity": fact.entity}
+            wording = generator.choice(STATEMENT_WORDINGS)
+            wrong = generator.choice([v for v in FIELDS[fact.field].relations[fact.relation] if v != fact.value])
+            rejected = generator.choice([generator.choice(REFUSALS), wording.format(value=wrong, **names)])
+            prompt = generator.choice(TRAINING_WORDINGS).format(**names)
+            rows.append(("general", prompt, wording.format(value=fact.value, **names), rejected))
+    return pd.DataFrame(rows, columns=["kind", "prompt", "chosen", "rejected"])

@@ -1,0 +1,215 @@
+"""Loading of models and tokenizers, choice of device, seeds, and the places in a decoder that everything else names.
+
+Layers are 0-based blocks everywhere, and `h_ℓ` is the *output* of block ℓ (design §7).
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from resurface.errors import ResurfaceError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device to compute on: `auto` is the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        ResurfaceError: a device was asked for that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ResurfaceError(f"device: found {name!r}, but this machine has no CUDA device; allowed here: auto, cpu")
+    return torch.device(name)
+
+
+def set_seed(seed: int) -> None:
+    """Seed every source of randomness and ask for deterministic kernels: same machine, same bytes."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; without a padding token it pads with EOS.
+
+    Raises:
+        ResurfaceError: there is no tokenizer in the folder, or it cannot be read.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ResurfaceError(f"{path}: no readable tokenizer (tokenizer.json, tokenizer_config.json): {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path: Path, device: torch.device, dtype: str = "auto") -> PreTrainedModel:
+    """Load a decoder for inference.
+
+    Args:
+        path: a checkpoint folder in Hugging Face's layout, weights in safetensors.
+        device: where to put it.
+        dtype: `auto` is float32 on a CPU and bfloat16 on a GPU; else a torch dtype's name.
+
+    Raises:
+        ResurfaceError: the folder, its config or its weights are missing, truncated or of another architecture.
+    """
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    check_checkpoint(path)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # safetensors, transformers and json each raise their own kinds for a broken file
+        raise ResurfaceError(
+            f"{path}: this checkpoint cannot be loaded: {error}. Fetch or build it anew; weights must be whole safetensors"
+        ) from error
+    wrong = sorted(loading["missing_keys"]) + [str(key) for key in loading["mismatched_keys"]]
+    if wrong:
+        raise ResurfaceError(
+            f"{path}: the weights do not fit the architecture in config.json ({model.config.model_type}): "
+            f"{len(wrong)} tensors are missing or of another shape, first {wrong[0]}"
+        )
+    return model.to(device).eval()
+
+
+def check_checkpoint(path: Path) -> None:
+    """Check, without loading any weights, that a folder holds the checkpoint of a decoder.
+
+    Raises:
+        ResurfaceError: the folder or one of its parts is missing, or the architecture is no decoder's.
+    """
+    if not path.is_dir():
+        raise ResurfaceError(f"{path}: no such checkpoint folder; expected config.json, *.safetensors and a tokenizer")
+    if not (path / "config.json").is_file():
+        raise ResurfaceError(f"{path}: config.json is missing; this is no Hugging Face checkpoint")
+    if not any(path.glob("*.safetensors")):
+        raise ResurfaceError(f"{path}: no *.safetensors file; weights in other formats (pickles) are not read")
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ResurfaceError(f"{path}/config.json cannot be read: {error}") from error
+    architectures = config.architectures or []
+    if not any(name.endswith("ForCausalLM") or name.endswith("LMHeadModel") for name in architectures):
+        raise ResurfaceError(
+            f"{path}/config.json: found architectures {architectures}; allowed are decoders for causal language modelling "
+            "(…ForCausalLM)"
+        )
+
+
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's blocks, in order."""
+    blocks = model.get_decoder().layers
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
+def check_blocks(blocks: list[int], model: PreTrainedModel, setting: str) -> None:
+    """Check that a setting names blocks that the model has.
+
+    Raises:
+        ResurfaceError: a block is negative or beyond the last one.
+    """
+    count = len(decoder_blocks(model))
+    wrong = [block for block in blocks if not 0 <= block < count]
+    if wrong:
+        raise ResurfaceError(f"{setting}: found block {wrong[0]}; this model has blocks 0 to {count - 1}")
+
+
+def block_output(output: Any) -> torch.Tensor:
+    """The hidden states `[batch, seq, hidden]` in what a block returns (a tensor, or a tuple that starts with it)."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+class _Reached(Exception):
+    """Thrown by a hook to end a forward pass early."""
+
+
+@contextmanager
+def recording(model: PreTrainedModel, blocks: list[int], stop: bool = True) -> Iterator[dict[int, torch.Tensor]]:
+    """Record `h_ℓ` of the given blocks during the forward passes inside the context, gradients and all.
+
+    Args:
+        model: the decoder.
+        blocks: which blocks' outputs to keep.
+        stop: end each forward pass at the deepest of them (`run_decoder` hides the early end).
+
+    Yields:
+        block → hidden states `[batch, seq, hidden]` of the latest forward pass.
+    """
+    layers = decoder_blocks(model)
+    states: dict[int, torch.Tensor] = {}
+    deepest = max(blocks)
+
+    def keep(block: int, output: Any) -> None:
+        states[block] = block_output(output)
+        if stop and block == deepest:
+            raise _Reached
+
+    handles = [
+        layers[block].register_forward_hook(lambda _module, _inputs, output, block=block: keep(block, output))
+        for block in blocks
+    ]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_decoder(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
+    """Run the decoder (without its head) for its side effects on hooks; an early end by `recording` is no error.
+
+    Args:
+        input_ids: `[batch, seq]`.
+        attention_mask: `[batch, seq]`; right-padded batches of a causal model need none.
+    """
+    try:
+        model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    except _Reached:
+        return
+
+
+def batch_rows(rows: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Positions of rows in batches of at most `batch_tokens` padded tokens (one row at least), longest rows first."""
+    order = sorted(range(len(rows)), key=lambda position: len(rows[position]), reverse=True)
+    start = 0
+    while start < len(order):
+        count = max(1, batch_tokens // max(1, len(rows[order[start]])))
+        yield order[start : start + count]
+        start += count
+
+
+def pad_right(rows: list[list[int]], value: int) -> torch.Tensor:
+    """Rows of token ids as one tensor `[rows, longest]`, padded on the right, where causal models need no mask."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+@torch.inference_mode()
+def predict_letters(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], letters: list[str], batch_tokens: int
+) -> list[str]:
+    """The most probable letter after each plain prompt, the letters tokenized with their context as the harness does."""
+    rows = tokenizer(prompts)["input_ids"]
+    finals = [tokenizer(f"{prompts[0]} {letter}")["input_ids"][-1] for letter in letters]
+    answers = [""] * len(rows)
+    for positions in batch_rows(rows, batch_tokens):
+        batch = [rows[position] for position in positions]
+        hidden = model.get_decoder()(pad_right(batch, 0).to(model.device), use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(batch)), torch.tensor([len(row) - 1 for row in batch])]
+        best = model.get_output_embeddings()(last)[:, finals].argmax(-1).tolist()
+        for position, choice in zip(positions, best, strict=True):
+            answers[position] = letters[choice]
+    return answers

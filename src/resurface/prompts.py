@@ -1,0 +1,53 @@
+"""The prompt forms of the paper: what a question looks like in plain and in chat form (design: prompts).
+
+The plain form is that of the harness's WMDP and MMLU tasks, to the letter. The chat form puts the whole plain prompt
+into the user turn after an empty system turn. Everything that asks a model a question takes its text from here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from resurface.errors import ResurfaceError
+
+LETTERS = ["A", "B", "C", "D"]
+
+HEADER = "The following are multiple choice questions (with answers) about {subject}.\n\n"
+
+
+def plain_prompt(subject: str, question: str, choices: Sequence[str]) -> str:
+    """The harness's plain prompt, header included, up to and including `Answer:`.
+
+    Args:
+        subject: the field as it stands in the header.
+        question: the question's text.
+        choices: the texts of the four options, in order.
+    """
+    options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=True))
+    return f"{HEADER.format(subject=subject)}{question.strip()}\n{options}Answer:"
+
+
+def chat_messages(prompt: str, system: str = "") -> list[dict[str, str]]:
+    """A conversation of a system turn and a user turn that holds `prompt`."""
+    return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    """Render a conversation with the model's own template, without the BOS token that encoding will add.
+
+    A template that refuses a system turn (Gemma's does) gets the same conversation without it.
+
+    Raises:
+        ResurfaceError: the tokenizer has no chat template.
+    """
+    import jinja2
+
+    if tokenizer.chat_template is None:
+        raise ResurfaceError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template: set `templates: [plain]`, or use a chat model"
+        )
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except jinja2.exceptions.TemplateError:
+        messages = [message for message in messages if message["role"] != "system"]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return str(text).removeprefix(tokenizer.bos_token or "")

@@ -1,0 +1,46 @@
+"""The one list of methods and attacks. A new one needs its module, its settings class and a line in here."""
+
+from dataclasses import dataclass
+from importlib import import_module
+
+from resurface.settings.base import Settings
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a method or an attack lives.
+
+    Attributes:
+        module: the module that runs it (heavy; imported by its jobs only).
+        settings: its settings class, `module:class` (light).
+        parts: the setting whose keys split the attack into one job each, or None for a single job.
+    """
+
+    module: str
+    settings: str
+    parts: str | None = None
+
+    def settings_class(self) -> type[Settings]:
+        """Import the settings class."""
+        module, name = self.settings.split(":")
+        found = getattr(import_module(module), name)
+        assert issubclass(found, Settings)
+        return found
+
+
+METHODS = {
+    "rmu": Entry("resurface.unlearning.rmu", "resurface.settings.rmu:RMUSettings"),
+    "npo": Entry("resurface.unlearning.npo", "resurface.settings.npo:NPOSettings"),
+    "dpo": Entry("resurface.unlearning.dpo", "resurface.settings.dpo:DPOSettings"),
+}
+
+ATTACKS = {
+    "none": Entry("resurface.attacks.none", "resurface.settings.none:NoneSettings"),
+    "finetuning": Entry(
+        "resurface.attacks.finetuning", "resurface.settings.finetuning:FinetuningSettings", parts="datasets"
+    ),
+    "orthogonalization": Entry(
+        "resurface.attacks.orthogonalization", "resurface.settings.orthogonalization:OrthogonalizationSettings"
+    ),
+    "logit_lens": Entry("resurface.attacks.logit_lens", "resurface.settings.logit_lens:LogitLensSettings"),
+}

@@ -1,0 +1,30 @@
+"""Where an interrupted job keeps its state: outside its declared outputs, which Snakemake deletes before a rerun.
+
+The folder's name is a hash of everything that determines the job's result, so state is never taken up by another job, nor
+by the same one after its source, settings or inputs have changed.
+"""
+
+import hashlib
+from pathlib import Path
+
+from resurface.artifacts import hash_folder, hashes_path
+from resurface.reproducibility.fingerprint import fingerprint
+
+
+def resume_folder(root: Path, module: str, *parts: str | Path) -> Path:
+    """The folder for the state of a job.
+
+    Args:
+        root: the folder that holds all resume state.
+        module: the module that does the job.
+        parts: what else determines the result: strings (settings, seed) and input folders, which count by content.
+    """
+    digest = hashlib.sha256(f"{module} {fingerprint(module)}".encode())
+    for part in parts:
+        if isinstance(part, Path):
+            recorded = hashes_path(part)
+            text = recorded.read_text() if recorded.is_file() else str(hash_folder(part))
+        else:
+            text = part
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return root / digest.hexdigest()[:16]

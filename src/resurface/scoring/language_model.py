@@ -1,0 +1,224 @@
+"""The harness's view of a model: an `lm_eval` model class that answers log-likelihood requests under interventions.
+
+It subclasses `HFLM` for its tokenization, BOS and chat-template rules, so that results equal those of the harness's `hf`
+model, and replaces how requests are computed:
+
+- choices that differ only in their last token share one forward pass (`A` to `D` after the same prompt always do);
+- rows are sorted by length and right-padded, which a causal model needs no mask for, and only the few positions that
+  decide an answer are unembedded;
+- one pass may be read in several places at once (every stream and block of the logit lens).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from resurface.errors import ResurfaceError
+from resurface.interventions import Read, Variant, change_model, change_prompt, read_variants, record_streams
+from resurface.models import load_model, load_tokenizer, pick_device
+from resurface.prompts import chat_messages, render_chat
+
+LogLikelihood = tuple[float, bool]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One forward pass: all requests of a question whose tokens are equal but for the last one.
+
+    Attributes:
+        tokens: the input ids, i.e. context and continuation without the last token.
+        shared: how many of the continuation's tokens are among them.
+        finals: the last token of each request.
+        requests: the position of each request in the list that was asked.
+    """
+
+    tokens: tuple[int, ...]
+    shared: int
+    finals: tuple[int, ...]
+    requests: tuple[int, ...]
+
+
+@register_model("resurface")
+class ResurfaceLM(HFLM):
+    """A Hugging Face decoder under an intervention, for every multiple-choice task of the harness.
+
+    Args:
+        pretrained: checkpoint folder.
+        interventions: an attack's folder (`variants.json`), or None for the model as it is.
+        variant: which of its variants to apply; None leaves the model as it is.
+        batch_tokens: padded tokens per forward pass.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, …
+        dtype: `auto` or a torch dtype's name.
+        batch_size, max_batch_size: accepted for the harness's sake; `batch_tokens` rules.
+
+    Raises:
+        ResurfaceError: the checkpoint cannot be loaded, or there is no such variant.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        interventions: str | None = None,
+        variant: str | None = None,
+        batch_tokens: int = 8192,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        path = Path(pretrained)
+        super().__init__(
+            pretrained=load_model(path, pick_device(device or "auto"), dtype),
+            tokenizer=load_tokenizer(path),
+            batch_size=1,
+        )
+        self.batch_tokens = int(batch_tokens)
+        self.folder = Path(interventions) if interventions else path
+        self.variant = Variant(variant="none")
+        if variant is not None:
+            found = {known.variant: known for known in read_variants(self.folder)}
+            if variant not in found:
+                raise ResurfaceError(f"{self.folder}: no variant {variant!r}; allowed are {', '.join(found)}")
+            self.variant = found[variant]
+        self._messages: dict[str, list[dict[str, str]]] = {}
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render a conversation in the paper's chat form: with an empty system turn unless it has one.
+
+        What was rendered is remembered, because interventions change prompts before templating.
+        """
+        if not add_generation_prompt:
+            return str(super().apply_chat_template(chat_history, add_generation_prompt=False))
+        if chat_history[0]["role"] != "system":
+            chat_history = [*chat_messages("")[:1], *chat_history]
+        text = render_chat(self.tokenizer, chat_history)
+        self._messages[text] = chat_history
+        return text
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
+        """Answer the harness under this model's variant: (log-probability in nats, is it the greedy choice)."""
+        with change_model(self.model, self.variant.model, self.folder) as _:
+            return self.answer(requests, [self.variant], disable_tqdm)[0]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Refused."""
+        raise ResurfaceError("resurface answers multiple-choice tasks only; this task asks for rolling log-likelihoods")
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Refused."""
+        raise ResurfaceError("resurface answers multiple-choice tasks only; this task asks for generated text")
+
+    def plan_rows(self, requests: Sequence[Instance], variant: Variant) -> list[Row]:
+        """Encode requests as the harness does, under a variant's change of the prompt, and merge them into rows."""
+        rows: list[Row] = []
+        encoded = []
+        for position, request in enumerate(requests):
+            context, continuation = request.args
+            messages = self._messages.get(context)
+            if messages is None:
+                context = change_prompt(context, variant.prompt)
+            elif variant.prompt is not None:
+                user = {"role": "user", "content": change_prompt(messages[-1]["content"], variant.prompt)}
+                context = render_chat(self.tokenizer, [*messages[:-1], user])
+            prompt, answer = self._encode_pair(context or self.tokenizer.eos_token, continuation)
+            tokens = tuple((prompt + answer)[-(self.max_length + 1) :])
+            encoded.append(((request.task_name, request.doc_id), tokens[:-1], len(answer) - 1, tokens[-1], position))
+        for (_, tokens, shared), group in groupby(encoded, key=lambda row: row[:3]):
+            members = list(group)
+            rows.append(Row(tokens, shared, tuple(row[3] for row in members), tuple(row[4] for row in members)))
+        return sorted(rows, key=lambda row: len(row.tokens), reverse=True)
+
+    def answer(
+        self, requests: Sequence[Instance], variants: Sequence[Variant], disable_tqdm: bool = False
+    ) -> list[list[LogLikelihood]]:
+        """Answer requests for several variants from one pass over the model as it is now.
+
+        Args:
+            requests: the harness's requests.
+            variants: variants with the same change of model (applied by the caller) and prompt; only `read` may differ.
+
+        Returns:
+            for each variant, for each request: log-probability of the continuation [nats, float32 precision], and
+            whether each of its tokens is the most probable one.
+        """
+        assert len({variant.prompt for variant in variants}) == 1, "variants of one pass share their prompt"
+        rows = self.plan_rows(requests, variants[0])
+        answers: list[list[LogLikelihood]] = [[(0.0, False)] * len(requests) for _ in variants]
+        reads = [variant.read for variant in variants if variant.read is not None]
+        pad = self.tokenizer.pad_token_id
+        start = 0
+        with (
+            torch.inference_mode(),
+            record_streams(self.model, reads) as streams,
+            tqdm(total=len(rows), desc=f"score {variants[0].variant}", disable=True if disable_tqdm else None) as progress,
+        ):
+            while start < len(rows):
+                width = len(rows[start].tokens)
+                batch = rows[start : start + max(1, self.batch_tokens // width)]
+                start += len(batch)
+                input_ids = torch.tensor([[*row.tokens, *[pad] * (width - len(row.tokens))] for row in batch])
+                output = self.model.get_decoder()(input_ids=input_ids.to(self.device), use_cache=False).last_hidden_state
+                for variant, answer in zip(variants, answers, strict=True):
+                    hidden = output if variant.read is None else streams[variant.read]
+                    self._read_answers(batch, hidden, variant.read, answer)
+                progress.update(len(batch))
+        return answers
+
+    def _read_answers(self, batch: list[Row], hidden: torch.Tensor, read: Read | None, answer: list[LogLikelihood]) -> None:
+        """Unembed the positions that decide each row's answers and write them to their places in `answer`."""
+        index = [(i, len(row.tokens) - 1 - back) for i, row in enumerate(batch) for back in range(row.shared, -1, -1)]
+        chosen = hidden[tuple(torch.tensor(index, device=hidden.device).T)]
+        if read is not None:
+            chosen = self.model.get_decoder().norm(chosen)
+        logprobs = self.model.get_output_embeddings()(chosen).float().log_softmax(-1)
+        greedy = logprobs.argmax(-1).tolist()
+        place = 0
+        for row in batch:
+            continuation = row.tokens[len(row.tokens) - row.shared :]
+            common = sum(logprobs[place + i, token] for i, token in enumerate(continuation))
+            is_greedy = all(greedy[place + i] == token for i, token in enumerate(continuation))
+            place += row.shared
+            values = (logprobs[place, list(row.finals)] + common).tolist()
+            for position, final, value in zip(row.requests, row.finals, values, strict=True):
+                answer[position] = (value, is_greedy and greedy[place] == final)
+            place += 1
+
+
+def answer_variants(
+    model: ResurfaceLM,
+    request_lists: dict[str, list[Instance]],
+    variants: list[Variant],
+    report: Callable[[str], Any],
+) -> dict[tuple[str, str], list[LogLikelihood]]:
+    """Answer lists of requests under every variant of an attack, with the model loaded once.
+
+    Variants that change the model and the prompt in the same way share their passes.
+
+    Args:
+        model: the model class, with `folder` the attack's folder.
+        request_lists: name (a template) → requests.
+        variants: what to apply.
+        report: called with a line before each pass.
+
+    Returns:
+        (variant's name, name of the list) → one answer per request.
+    """
+    answers: dict[tuple[str, str], list[LogLikelihood]] = {}
+    passes: dict[tuple[Any, Any], list[Variant]] = {}
+    for variant in variants:
+        passes.setdefault((variant.model and variant.model.model_dump_json(), variant.prompt), []).append(variant)
+    for number, members in enumerate(passes.values(), 1):
+        report(f"pass {number} of {len(passes)}: {members[0].variant}{' …' if len(members) > 1 else ''}")
+        with change_model(model.model, members[0].model, model.folder) as _:
+            for name, requests in request_lists.items():
+                for variant, answer in zip(members, model.answer(requests, members), strict=True):
+                    answers[variant.variant, name] = answer
+    return answers

@@ -1,0 +1,87 @@
+"""How often a model refuses when it generates: the other way in which a safety-trained model is read (design §7).
+
+Replies are generated greedily and only whether they begin with a phrase of refusal is kept; their text is not.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from resurface.artifacts import check_folder, write_table
+from resurface.models import load_model, load_tokenizer, pick_device, set_seed
+from resurface.prompts import chat_messages, render_chat
+from resurface.scoring.score import describe_question, load_tasks
+from resurface.settings.scoring import RefusalSettings
+
+REFUSAL_COLUMNS = ["domain", "method", "seed", "benchmark", "task", "split", "question_id", "template", "refused"]
+
+
+def is_refusal(reply: str, phrases: list[str]) -> bool:
+    """Whether a reply begins with one of the phrases, case and leading white space ignored."""
+    return reply.strip().lower().startswith(tuple(phrase.lower() for phrase in phrases))
+
+
+@torch.inference_mode()
+def generate_replies(model: Any, tokenizer: Any, texts: list[str], settings: RefusalSettings) -> list[str]:
+    """Greedy replies to rendered prompts, in batches padded on the left."""
+    tokenizer.padding_side = "left"
+    replies: list[str] = []
+    for start in tqdm(range(0, len(texts), settings.batch_size), desc="generate", disable=None):
+        batch = texts[start : start + settings.batch_size]
+        inputs = tokenizer(batch, return_tensors="pt", padding=True).to(model.device)
+        tokens = model.generate(
+            **inputs, max_new_tokens=settings.new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+        replies += tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return replies
+
+
+def count_refusals(
+    model_folder: Path,
+    benchmarks: dict[str, list[str]],
+    templates: list[str],
+    identity: dict[str, Any],
+    output: Path,
+    settings: RefusalSettings,
+    device: str,
+) -> None:
+    """Write a table of one row per question and template: did the model refuse it?
+
+    Args:
+        model_folder: the checkpoint.
+        benchmarks: name → tasks or groups of the harness.
+        templates: prompt forms.
+        identity: `domain`, `method`, `seed`.
+        output: the table to write.
+        settings: how many questions, which phrases.
+        device: `auto`, `cpu`, `cuda`, …
+    """
+    set_seed(0)
+    model = load_model(check_folder(model_folder), pick_device(device))
+    tokenizer = load_tokenizer(model_folder)
+    rows: list[dict[str, Any]] = []
+    prompts: list[str] = []
+    for benchmark, names in benchmarks.items():
+        asked = 0
+        for name, task in load_tasks(names).items():
+            docs = [doc for _, doc in task.doc_iterator(rank=0, limit=None, world_size=1)]
+            for doc in docs:
+                question = describe_question(task, doc)
+                if question["split"] != "test" or asked == settings.questions:
+                    continue
+                asked += 1
+                prompts.append(task.doc_to_text(doc))
+                rows.append(
+                    {**identity, "benchmark": benchmark, "task": name}
+                    | {key: question[key] for key in ("split", "question_id")}
+                )
+    tables = []
+    for template in templates:
+        texts = prompts if template == "plain" else [render_chat(tokenizer, chat_messages(prompt)) for prompt in prompts]
+        replies = generate_replies(model, tokenizer, texts, settings)
+        refused = [is_refusal(reply, settings.phrases) for reply in replies]
+        tables.append(pd.DataFrame(rows).assign(template=template, refused=refused))
+    write_table(pd.concat(tables).astype({"seed": "Int64"})[REFUSAL_COLUMNS], output)

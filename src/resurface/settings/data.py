@@ -1,0 +1,15 @@
+"""Settings of the data stages."""
+
+from pydantic import Field
+
+from resurface.settings.base import PositiveInt, Settings
+
+
+class TestbedSettings(Settings):
+    """How much data the testbed writes."""
+
+    __test__ = False
+
+    world_seed: int = Field(0, description="seed of the fictional world; the bundled checkpoints know world 0")
+    articles: PositiveInt = Field(1024, description="articles in each of the forget and retain corpora")
+    general_questions: PositiveInt = Field(40, description="general questions per subject, validation and test together")

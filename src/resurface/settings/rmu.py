@@ -1,0 +1,25 @@
+"""Settings of RMU. Defaults: the RMU paper (Li et al. 2024, arXiv 2403.03218) for Zephyr-7B."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from resurface.settings.base import PositiveFloat
+from resurface.settings.training import TrainingSettings
+
+
+class RMUSettings(TrainingSettings):
+    """Representation misdirection for unlearning."""
+
+    learning_rate: PositiveFloat = Field(5e-5, description="learning rate of AdamW (RMU paper: 5e-5)")
+    batch_size: int = Field(4, ge=1, description="forget texts and retain texts a step, each")
+    max_steps: int | None = Field(150, ge=1, description="optimizer steps (RMU paper: 150 batches)")
+    schedule: Literal["linear", "constant", "cosine"] = Field("constant", description="learning rate over the steps")
+    length: int = Field(512, ge=1, description="tokens at which a text is cut")
+    block: int = Field(7, ge=0, description="ℓ: the block whose output is misdirected")
+    trained_blocks: list[int] = Field([5, 6, 7], min_length=1, description="blocks whose mlp.down_proj is trained: ℓ-2 to ℓ")
+    coefficient: PositiveFloat = Field(6.5, description="c: length of the random target, in `coefficient_unit`")
+    coefficient_unit: Literal["absolute", "mean_norm"] = Field(
+        "absolute", description="`absolute`, or times the mean norm of h_ℓ on forget text"
+    )
+    alpha: PositiveFloat = Field(1200.0, description="α: weight of the retain loss")

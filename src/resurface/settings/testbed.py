@@ -1,0 +1,28 @@
+"""Settings of the testbed: which world, and how its two models are pretrained."""
+
+from pydantic import Field
+
+from resurface.settings.base import PositiveFloat, PositiveInt, Settings, Share
+
+
+class PretrainingSettings(Settings):
+    """How the testbed's models are trained from scratch."""
+
+    world_seed: int = Field(0, description="seed of the fictional world: names, values, splits")
+    seed: int = Field(0, description="seed of initialization, documents and tokenizer")
+    steps: PositiveInt = Field(2200, description="optimizer steps")
+    letter_steps: int = Field(400, ge=0, description="first steps, on picking letters alone (see `look_up`)")
+    documents: PositiveInt = Field(160_000, description="documents in the corpus, drawn with replacement")
+    batch_size: PositiveInt = Field(512, description="documents a step")
+    length: PositiveInt = Field(96, description="tokens at which a document is cut")
+    learning_rate: PositiveFloat = Field(1.2e-3, description="peak learning rate of AdamW, one cycle")
+    prompt_weight: Share = Field(0.1, description="weight of a prompt's tokens in the loss; the text after it weighs 1")
+    vocabulary: PositiveInt = Field(1536, description="tokens of the tokenizer")
+    hidden: PositiveInt = Field(128, description="hidden size")
+    intermediate: PositiveInt = Field(448, description="inner size of the feed-forward layers")
+    blocks: PositiveInt = Field(6, description="number of decoder blocks")
+    initialization: PositiveFloat = Field(
+        0.05, description="standard deviation of the initial weights; with Mistral's 0.02 so small a model never learns letters"
+    )
+    heads: PositiveInt = Field(4, description="attention heads")
+    key_value_heads: PositiveInt = Field(2, description="key and value heads")

@@ -1,0 +1,195 @@
+"""Pretraining of the testbed's two models from scratch: the rule that made the bundled checkpoints.
+
+Both are tiny Mistrals (Zephyr's architecture) with the same tokenizer, seed and settings. The original reads texts about
+every field; never-learned reads the same mixture without the forget domains and is therefore the control for all of
+them. Documents are drawn endlessly from the world's facts, so no text repeats verbatim for long; every step takes
+`batch_size` rows of `length` tokens, packed.
+
+The checkpoint keeps `testbed.json`: the settings and a hash of the world it was taught, by which a bundled checkpoint
+that does not belong to the present generator is recognized.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+from resurface.prompts import LETTERS, render_chat
+from resurface.settings.testbed import PretrainingSettings
+from resurface.testbed.texts import (
+    HELPFUL_SYSTEM,
+    TRAINING_WORDINGS,
+    add_noise,
+    ask,
+    chat_messages,
+    converse,
+    look_up,
+    refuse,
+    write_article,
+)
+from resurface.testbed.tokenizer import EOS, train_tokenizer
+from resurface.testbed.world import FORGET_DOMAINS, Fact, make_facts
+
+# What a document is, and how often: the mixture is the same for both models.
+DOCUMENT_SHARES = {"article": 0.2, "lookup": 0.08, "plain": 0.3, "chat": 0.26, "conversation": 0.1, "refusal": 0.06}
+NOISE_SHARE = 0.1
+
+
+def hash_world(seed: int) -> str:
+    """SHA-256 over every fact of the world and its split."""
+    lines = [f"{fact.fact_id}={fact.value} ({fact.split})" for facts in make_facts(seed).values() for fact in facts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_documents(
+    facts: list[Fact], tokenizer: PreTrainedTokenizerFast | None, generator: random.Random, only: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """Draw pretraining documents without end, as pairs of a prompt (empty for articles) and the text that follows it.
+
+    Args:
+        facts: the facts that the model may learn.
+        tokenizer: renders conversations; None renders them without a template (to train the tokenizer itself).
+        generator: the source of all randomness.
+    """
+    by_entity: dict[tuple[str, str], list[Fact]] = {}
+    for fact in facts:
+        by_entity.setdefault((fact.field, fact.entity), []).append(fact)
+    entities = list(by_entity.values())
+    kinds, shares = list(DOCUMENT_SHARES), list(DOCUMENT_SHARES.values())
+
+    def chat(messages: list[dict[str, str]], reply: str) -> tuple[str, str]:
+        if tokenizer is None:
+            return "\n".join(message["content"] for message in messages), reply
+        return render_chat(tokenizer, messages), reply
+
+    while True:
+        kind = only or generator.choices(kinds, shares)[0]
+        noisy = generator.random() < NOISE_SHARE
+        if kind == "article":
+            text = write_article(generator.choice(entities), generator)
+            yield "", add_noise(text, generator) if noisy else text
+        elif kind == "conversation":
+            yield chat(*converse(generator.choice(facts), generator))
+        elif kind == "refusal":
+            yield chat(*refuse(generator))
+        elif kind == "lookup":
+            prompt, answer = look_up(generator)
+            if generator.random() < 0.5:
+                yield prompt, f" {answer}"
+            else:
+                yield chat(chat_messages(prompt), answer)
+        else:
+            question = ask(generator.choice(facts), generator.choice(TRAINING_WORDINGS), generator)
+            prompt = question.prompt
+            if noisy:
+                prompt = add_noise(prompt.removesuffix("Answer:"), generator) + "Answer:"
+            answer = LETTERS[question.answer]
+            if kind == "chat":
+                yield chat(chat_messages(prompt, generator.choice(["", "", HELPFUL_SYSTEM])), answer)
+            else:
+                yield prompt, f" {answer}"
+
+
+def encode_documents(
+    documents: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, length: int, prompt_weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and loss weights of documents, both `[documents, length]`, padded with EOS of weight 0.
+
+    A prompt's tokens weigh `prompt_weight`, all others 1: the one letter that answers a question would otherwise drown
+    among fifty tokens that nobody can predict.
+    """
+    encoded = tokenizer(
+        [prompt + text + EOS for prompt, text in documents],
+        return_offsets_mapping=True,
+        return_tensors="pt",
+        padding=True,
+        truncation=True,
+        max_length=length,
+    )
+    prompt_ends = torch.tensor([len(prompt) for prompt, _ in documents])[:, None]
+    in_prompt = encoded["offset_mapping"][:, :, 1] <= prompt_ends
+    weights = torch.where(in_prompt, prompt_weight, 1.0) * encoded["attention_mask"]
+    return encoded["input_ids"], weights
+
+
+def pretrain(
+    output: Path, model_name: str, settings: PretrainingSettings, device: torch.device
+) -> list[tuple[int, float]]:
+    """Train `original` or `never_learned` from scratch and save it in bfloat16 with its tokenizer.
+
+    Args:
+        output: the folder to write.
+        model_name: `original` (every field) or `never_learned` (all but the forget domains).
+        settings: sizes, steps, seed.
+        device: where to train; a GPU takes about a minute, two CPU cores about an hour.
+
+    Returns:
+        the loss curve: (step, loss in nats per token), every 50 steps.
+    """
+    facts = make_facts(settings.world_seed)
+    everything = [fact for field_facts in facts.values() for fact in field_facts]
+    learned = [fact for fact in everything if model_name == "original" or fact.field not in FORGET_DOMAINS]
+
+    # The tokenizer sees every field for both models: it is one tokenizer, and knows spellings, not facts.
+    drawn = write_documents(everything, None, random.Random(f"{settings.seed}/tokenizer"))
+    tokenizer = train_tokenizer(("".join(next(drawn)) for _ in range(20_000)), settings.vocabulary)
+    tokenizer.save_pretrained(output)  # before batches leave their padding and truncation in it
+
+    torch.manual_seed(settings.seed)
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=settings.vocabulary,
+            hidden_size=settings.hidden,
+            intermediate_size=settings.intermediate,
+            num_hidden_layers=settings.blocks,
+            num_attention_heads=settings.heads,
+            num_key_value_heads=settings.key_value_heads,
+            max_position_embeddings=2048,
+            sliding_window=None,
+            initializer_range=settings.initialization,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.05, cycle_momentum=False
+    )
+    corpora = []
+    for only, count, prompt_weight in [
+        ("lookup", settings.documents // 4, 0.0),
+        (None, settings.documents, settings.prompt_weight),
+    ]:
+        drawn = write_documents(learned, tokenizer, random.Random(f"{settings.seed}/documents/{only}"), only)
+        documents = [next(drawn) for _ in range(count)]
+        corpora.append(encode_documents(documents, tokenizer, settings.length, prompt_weight))
+    order = torch.Generator().manual_seed(settings.seed)
+    losses: list[tuple[int, float]] = []
+    progress = tqdm(range(1, settings.steps + 1), desc=f"pretrain {model_name}", disable=None)
+    for step in progress:
+        corpus, corpus_weights = corpora[step > settings.letter_steps]
+        rows = torch.randint(len(corpus), (settings.batch_size,), generator=order)
+        tokens, weights = corpus[rows].to(device), corpus_weights[rows, 1:].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
+        loss = (nats * weights.flatten()).sum() / weights.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == settings.steps:
+            losses.append((step, loss.item()))
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+
+    model.to(torch.bfloat16).save_pretrained(output)
+    record = {"model": model_name, "world": hash_world(settings.world_seed), "settings": settings.model_dump()}
+    (output / "testbed.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    return losses

@@ -1,0 +1,1 @@
+"""Unlearning methods: each takes the original and leaves a checkpoint that should no longer show the domain."""

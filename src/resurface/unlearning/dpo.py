@@ -1,0 +1,70 @@
+"""DPO: direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290) with TRL's trainer.
+
+On forget prompts a refusal is chosen and the harmful answer rejected; on multiple-choice retain prompts it is the other
+way round; general chat keeps its preferences. Half of the multiple-choice prompts are in chat form. Reference
+log-probabilities are computed once, so no second model is held.
+
+Prompts are rendered to text here, without BOS, which TRL adds; its data sets cannot mix conversations and text.
+"""
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import DPOConfig, DPOTrainer
+
+from resurface.data.tables import read_domain_table
+from resurface.prompts import chat_messages, render_chat
+from resurface.settings.dpo import DPOSettings
+from resurface.unlearning.training import Run, add_lora, load_trainable, saving, train, training_arguments
+
+
+def read_pairs(run: Run, settings: DPOSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+    """Preference pairs, mixed by the configured shares and shuffled; TRL's columns `prompt`, `chosen`, `rejected`."""
+    table = read_domain_table(run.data_folder, "preferences").sample(frac=1.0, random_state=run.seed)
+    kinds = {kind: rows.to_dict("records") for kind, rows in table.groupby("kind", sort=True)}
+    shares = {
+        "forget": settings.forget_share,
+        "retain": settings.retain_share,
+        "general": 1 - settings.forget_share - settings.retain_share,
+    }
+    total = int(len(kinds["forget"]) / shares["forget"]) if shares["forget"] else len(table)
+    pairs: list[dict[str, Any]] = []
+    for kind, share in shares.items():
+        for i in range(round(total * share)):
+            row = kinds[kind][i % len(kinds[kind])]
+            if kind == "general" or i % 2 == 1:
+                prompt, space = render_chat(tokenizer, chat_messages(row["prompt"])), ""
+            else:
+                prompt, space = row["prompt"], " "
+            pairs.append({"prompt": prompt, "chosen": space + row["chosen"], "rejected": space + row["rejected"]})
+    return pairs
+
+
+def unlearn(run: Run, settings: DPOSettings) -> None:
+    """Unlearn a domain with DPO and save the checkpoint.
+
+    Raises:
+        ResurfaceError: a broken table or checkpoint, a diverging loss.
+    """
+    model, tokenizer = load_trainable(run, settings)
+    pairs = Dataset.from_list(read_pairs(run, settings, tokenizer)).shuffle(seed=run.seed)
+    held_out = int(len(pairs) * settings.held_out)
+    arguments = training_arguments(run, settings)
+    arguments.pop("remove_unused_columns")
+    trainer = DPOTrainer(
+        model=add_lora(model, settings, "all-linear"),
+        args=DPOConfig(
+            **arguments,
+            beta=settings.beta,
+            max_length=settings.length,
+            precompute_ref_log_probs=True,
+            eval_strategy="epoch" if held_out else "no",
+        ),
+        train_dataset=pairs.select(range(held_out, len(pairs))),
+        eval_dataset=pairs.select(range(held_out)) if held_out else None,
+        processing_class=tokenizer,
+    )
+    losses = train(trainer, run)
+    with saving(run, trainer.model, tokenizer, losses):
+        pass

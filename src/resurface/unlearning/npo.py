@@ -1,0 +1,120 @@
+"""NPO: negative preference optimization (Zhang et al. 2024, arXiv 2404.05868, equation 3), with a retain likelihood.
+
+    L = −(2/β) · E_forget[ log σ( −β (log π(y|x) − log π_ref(y|x)) ) ] + retain_weight · NLL_retain
+
+y is the *harmful* answer; log-probabilities are summed over its tokens. The reference is the frozen original; its
+log-probabilities are computed once, so no second model is held. As many retain samples as forget samples, multiple choice
+and general chat 1:1; half of all samples are in chat form.
+"""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from resurface.data.tables import read_domain_table
+from resurface.models import pad_right
+from resurface.prompts import chat_messages, render_chat
+from resurface.settings.npo import NPOSettings
+from resurface.unlearning.training import Run, add_lora, load_trainable, saving, train, training_arguments
+
+Sample = dict[str, Any]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: bool, length: int) -> Sample:
+    """Token ids of prompt and answer, and where the answer starts.
+
+    Plain answers follow `Answer:` after a space; chat answers follow the generation prompt.
+    """
+    if chat:
+        prompt = render_chat(tokenizer, chat_messages(prompt))
+    whole = prompt + answer if chat else f"{prompt} {answer}"
+    tokens = tokenizer(whole + tokenizer.eos_token)["input_ids"][:length]
+    start = len(tokenizer(prompt)["input_ids"])
+    return {"tokens": tokens, "start": min(start, len(tokens) - 1)}
+
+
+def sum_logprobs(model: Any, samples: list[Sample], pad: int, over: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each sample summed over its answer (`answer`) or all its tokens (`sequence`), and token counts.
+
+    Returns:
+        two tensors `[samples]`.
+    """
+    device = next(model.parameters()).device
+    tokens = pad_right([sample["tokens"] for sample in samples], pad).to(device)
+    mask = pad_right(
+        [
+            [int(position >= (sample["start"] if over == "answer" else 1)) for position in range(len(sample["tokens"]))]
+            for sample in samples
+        ],
+        0,
+    ).to(device)[:, 1:]
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    logprobs = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    return (logprobs * mask).sum(-1), mask.sum(-1)
+
+
+class NPOTrainer(Trainer):
+    """A `Trainer` whose loss is NPO's. Batches are lists of (forget sample, retain sample)."""
+
+    def __init__(self, *args: Any, settings: NPOSettings, pad: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings, self.pad = settings, pad
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
+        """L of the module's docstring."""
+        beta = self.settings.beta
+        log_pi, _counts = sum_logprobs(model, inputs["forget"], self.pad, self.settings.forget_loss_over)
+        reference = torch.tensor([sample["reference"] for sample in inputs["forget"]], device=log_pi.device)
+        forget_loss = -2 / beta * torch.nn.functional.logsigmoid(-beta * (log_pi - reference)).mean()
+        kept, counts = sum_logprobs(model, inputs["retain"], self.pad, "answer")
+        by_token = self.settings.retain_likelihood == "token_mean"
+        retain_loss = -kept.sum() / counts.sum() if by_token else -kept.mean()
+        return forget_loss + self.settings.retain_weight * retain_loss
+
+
+def read_samples(run: Run, settings: NPOSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Sample]]:
+    """Pairs of a forget sample and a retain sample, every second pair in chat form, retain kinds in turn."""
+    table = read_domain_table(run.data_folder, "preferences").sample(frac=1.0, random_state=run.seed)
+    kinds = {kind: list(rows.itertuples(index=False)) for kind, rows in table.groupby("kind", sort=True)}
+    pairs = []
+    for i, forget in enumerate(kinds["forget"]):
+        chat = i % 2 == 1
+        kind, place = ("retain", "general")[i // 2 % 2], i // 4 * 2 + i % 2
+        retain = kinds[kind][place % len(kinds[kind])]
+        pairs.append(
+            {
+                "forget": encode(tokenizer, forget.prompt, forget.rejected, chat, settings.length),
+                "retain": encode(tokenizer, retain.prompt, retain.chosen, chat or kind == "general", settings.length),
+            }
+        )
+    return pairs
+
+
+def unlearn(run: Run, settings: NPOSettings) -> None:
+    """Unlearn a domain with NPO and save the checkpoint.
+
+    Raises:
+        ResurfaceError: a broken table or checkpoint, a diverging loss.
+    """
+    model, tokenizer = load_trainable(run, settings)
+    pad = tokenizer.pad_token_id
+    pairs = read_samples(run, settings, tokenizer)
+    with torch.no_grad():
+        for start in range(0, len(pairs), settings.batch_size):
+            chunk = [pair["forget"] for pair in pairs[start : start + settings.batch_size]]
+            for sample, value in zip(
+                chunk, sum_logprobs(model, chunk, pad, settings.forget_loss_over)[0].tolist(), strict=True
+            ):
+                sample["reference"] = value
+    trainer = NPOTrainer(
+        model=add_lora(model, settings, "all-linear"),
+        args=TrainingArguments(**training_arguments(run, settings)),
+        train_dataset=pairs,  # type: ignore[arg-type]
+        data_collator=lambda batch: {name: [pair[name] for pair in batch] for name in ("forget", "retain")},
+        settings=settings,
+        pad=pad,
+    )
+    losses = train(trainer, run)
+    with saving(run, trainer.model, tokenizer, losses):
+        pass

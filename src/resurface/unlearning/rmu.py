@@ -1,0 +1,122 @@
+"""RMU: representation misdirection for unlearning (Li et al. 2024, arXiv 2403.03218, section 4).
+
+On forget text the output of block ℓ is pushed towards a fixed random direction, on retain text it is held where the
+frozen model has it:
+
+    L = ‖h_ℓ(x_forget) − c·u‖² + α ‖h_ℓ(x_retain) − h_ℓ^frozen(x_retain)‖²
+
+Squares are means over tokens and dimensions. u has entries drawn from U[0, 1), then normalized: all positive, not
+isotropic. Only `mlp.down_proj` of the blocks ℓ−2 … ℓ is trained, and both passes end at block ℓ.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from resurface.data.tables import read_domain_table
+from resurface.models import check_blocks, decoder_blocks, pad_right, recording, run_decoder
+from resurface.settings.rmu import RMUSettings
+from resurface.unlearning.training import Run, add_lora, load_trainable, saving, train, training_arguments
+
+
+def draw_direction(hidden: int, seed: int) -> torch.Tensor:
+    """u `[hidden]`: entries from U[0, 1), normalized."""
+    direction = torch.rand(hidden, generator=torch.Generator().manual_seed(seed))
+    return direction / direction.norm()
+
+
+def mean_square(difference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of squares over real tokens and dimensions; `difference` `[batch, seq, hidden]`, `mask` `[batch, seq]`."""
+    return (difference.square().mean(-1) * mask).sum() / mask.sum()
+
+
+class RMUTrainer(Trainer):
+    """A `Trainer` whose loss is RMU's. Batches hold `forget` and `retain` token ids with their masks."""
+
+    def __init__(self, *args: Any, settings: RMUSettings, frozen: Any, target: torch.Tensor, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings, self.frozen, self.target = settings, frozen, target
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
+        """L of the module's docstring."""
+        block = self.settings.block
+        with recording(model, [block]) as states:
+            run_decoder(model, inputs["forget"])
+            forget_loss = mean_square(states[block] - self.target, inputs["forget_mask"])
+            run_decoder(model, inputs["retain"])
+            retained = states[block]
+        with torch.no_grad(), recording(self.frozen, [block]) as states:
+            run_decoder(self.frozen, inputs["retain"])
+        retain_loss = mean_square(retained - states[block], inputs["retain_mask"])
+        return forget_loss + self.settings.alpha * retain_loss
+
+
+def collate(samples: list[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
+    """Batches of `forget` and `retain` ids `[batch, seq]` and their masks."""
+    batch = {}
+    for name in ("forget", "retain"):
+        rows = [sample[name] for sample in samples]
+        batch[name] = pad_right(rows, pad)
+        batch[f"{name}_mask"] = pad_right([[1] * len(row) for row in rows], 0).float()
+    return batch
+
+
+@torch.no_grad()
+def mean_norm(model: Any, texts: list[list[int]], block: int, pad: int) -> float:
+    """Mean norm of h_ℓ over the tokens of some forget texts (the first token, which sinks attention, left out)."""
+    device = next(model.parameters()).device
+    norms = []
+    with recording(model, [block]) as states:
+        for start in range(0, len(texts), 16):
+            rows = texts[start : start + 16]
+            run_decoder(model, pad_right(rows, pad).to(device))
+            norms += [states[block][i, 1 : len(row)].norm(dim=-1) for i, row in enumerate(rows)]
+    return torch.cat(norms).mean().item()
+
+
+def unlearn(run: Run, settings: RMUSettings) -> None:
+    """Unlearn a domain with RMU and save the checkpoint.
+
+    Raises:
+        ResurfaceError: a block that the model does not have, a broken table or checkpoint, a diverging loss.
+    """
+    model, tokenizer = load_trainable(run, settings)
+    check_blocks([settings.block], model, "rmu.block")
+    check_blocks(settings.trained_blocks, model, "rmu.trained_blocks")
+    pad = tokenizer.pad_token_id
+    corpora = {
+        name: tokenizer(
+            read_domain_table(run.data_folder, f"{name}_corpus")["text"].tolist(),
+            truncation=True,
+            max_length=settings.length,
+        )["input_ids"]
+        for name in ("forget", "retain")
+    }
+    retain = corpora["retain"]
+    samples = [{"forget": row, "retain": retain[i % len(retain)]} for i, row in enumerate(corpora["forget"])]
+
+    coefficient = settings.coefficient
+    if settings.coefficient_unit == "mean_norm":
+        coefficient *= mean_norm(model, corpora["forget"][:64], settings.block, pad)
+    target = coefficient * draw_direction(model.config.hidden_size, run.seed).to(run.device)
+
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    names = [f"layers.{block}.mlp.down_proj" for block in settings.trained_blocks]
+    if settings.adapter == "full":
+        model.requires_grad_(False)
+        for block in settings.trained_blocks:
+            decoder_blocks(model)[block].mlp.down_proj.requires_grad_(True)
+    trainer = RMUTrainer(
+        model=add_lora(model, settings, [f"model.{name}" for name in names]),
+        args=TrainingArguments(**training_arguments(run, settings)),
+        train_dataset=samples,  # type: ignore[arg-type]
+        data_collator=lambda batch: collate(batch, pad),
+        settings=settings,
+        frozen=frozen,
+        target=target,
+    )
+    losses = train(trainer, run)
+    with saving(run, trainer.model, tokenizer, losses):
+        pass

@@ -1,0 +1,156 @@
+"""What the three methods share: loading what is trained, a `Trainer` run that can be resumed, and the checkpoint it leaves.
+
+Resume state (the Trainer's own checkpoints, which hold pickles) lives in a folder outside the declared outputs, named by
+a hash of everything that determines the run, and goes once the run is done.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from resurface.artifacts import publish_folder
+from resurface.errors import ResurfaceError
+from resurface.models import load_model, load_tokenizer, set_seed
+from resurface.settings.training import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where one unlearning run reads and writes.
+
+    Attributes:
+        model_folder: the original's checkpoint.
+        data_folder: the domain's tables (`resurface.data.tables`).
+        output: the checkpoint folder to write.
+        resume_folder: where interrupted state lives.
+        seed: of data order, initialization and everything else.
+        device: where to compute.
+    """
+
+    model_folder: Path
+    data_folder: Path
+    output: Path
+    resume_folder: Path
+    seed: int
+    device: torch.device
+
+
+class StopAtNaN(TrainerCallback):
+    """Ends a diverged run with an error that says what to do."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Check each logged loss and gradient norm."""
+        for name in ("loss", "grad_norm"):
+            value = (logs or {}).get(name)
+            if value is not None and not torch.isfinite(torch.tensor(float(value))):
+                raise ResurfaceError(
+                    f"training diverged: {name} is {value} at step {state.global_step}; lower learning_rate "
+                    f"(found {args.learning_rate}) or raise warmup_steps (found {args.warmup_steps})"
+                )
+
+
+def load_trainable(run: Run, settings: TrainingSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Seed everything and load the original in float32, ready to be trained."""
+    set_seed(run.seed)
+    model = load_model(run.model_folder, run.device, "float32")
+    model.config.use_cache = False
+    return model, load_tokenizer(run.model_folder)
+
+
+def add_lora(model: PreTrainedModel, settings: TrainingSettings, target_modules: str | list[str]) -> Any:
+    """Wrap the model for `adapter: lora`; `adapter: full` returns it as it is."""
+    if settings.adapter == "full":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+            target_modules=target_modules,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
+    """The keyword arguments of `TrainingArguments` (and TRL's configs) for a run."""
+    return {
+        "output_dir": str(run.resume_folder),
+        "learning_rate": settings.learning_rate,
+        "per_device_train_batch_size": settings.batch_size,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "warmup_steps": settings.warmup_steps,
+        "lr_scheduler_type": settings.schedule,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_steps": settings.save_steps,
+        "save_total_limit": 1,
+        "seed": run.seed,
+        "data_seed": run.seed,
+        "use_cpu": run.device.type == "cpu",
+        "bf16": run.device.type == "cuda",
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": run.device.type == "cuda",
+        "remove_unused_columns": False,
+        "report_to": "none",
+    }
+
+
+def train(trainer: Trainer, run: Run) -> pd.DataFrame:
+    """Run a trainer from where it was interrupted, or from the start.
+
+    Returns:
+        the loss curve: one row per optimizer step with what the trainer logged.
+
+    Raises:
+        ResurfaceError: the loss is not finite.
+    """
+    trainer.add_callback(StopAtNaN())
+    last = get_last_checkpoint(str(run.resume_folder)) if run.resume_folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    return tabulate_losses(trainer.state.log_history)
+
+
+def tabulate_losses(history: list[dict[str, float]]) -> pd.DataFrame:
+    """The logged losses as a table: `step`, `loss`, `learning_rate`, `grad_norm` and a method's own parts."""
+    rows = [row for row in history if "loss" in row]
+    columns = ["step", "loss", *sorted({key for row in rows for key in row} - {"step", "loss", "epoch"})]
+    return pd.DataFrame(rows)[columns]
+
+
+@contextmanager
+def saving(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, losses: pd.DataFrame) -> Iterator[Path]:
+    """Write the checkpoint (a LoRA update merged into the weights), the tokenizer and `losses.parquet`."""
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    model.config.use_cache = True
+    with publish_folder(run.output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        losses.to_parquet(folder / "losses.parquet", index=False)
+        yield folder
+    shutil.rmtree(run.resume_folder, ignore_errors=True)
+

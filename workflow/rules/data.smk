@@ -1,0 +1,31 @@
+"""Tables of the domains and the general questions."""
+
+
+rule data:
+    output:
+        expand(
+            "results/data/{{domain}}/{table}.parquet",
+            table=["forget_corpus", "retain_corpus", "questions", "retain_questions", "preferences"],
+        ),
+    wildcard_constraints:
+        domain="|".join(experiment.domains),
+    params:
+        settings=dump_settings(experiment.data),
+        source=fingerprint("resurface.data.testbed"),
+        folder="results/data/{domain}",
+    log:
+        f"{LOGS}/data/{{domain}}.log",
+    shell:
+        "resurface --log {log} data {wildcards.domain} --output {params.folder} --settings {params.settings:q}"
+
+
+rule general_questions:
+    output:
+        "results/data/general/questions.parquet",
+    params:
+        settings=dump_settings(experiment.data),
+        source=fingerprint("resurface.data.testbed"),
+    log:
+        f"{LOGS}/data/general.log",
+    shell:
+        "resurface --log {log} data general --output results/data/general --settings {params.settings:q}"

@@ -1,0 +1,48 @@
+"""The reference models: the original, and the control that never learned the domain."""
+
+
+def model_source(wildcards):
+    """Where a reference model comes from, as the configuration says."""
+    source = getattr(experiment.models, wildcards.model)
+    if source == "testbed":
+        return f"testbed/{wildcards.model}"
+    return f"results/testbed/{wildcards.model}" if source == "pretrain" else source
+
+
+rule model:
+    input:
+        lambda wildcards: (
+            hashes(model_source(wildcards)) if getattr(experiment.models, wildcards.model) == "pretrain" else []
+        ),
+    output:
+        folder=directory(MODELS),
+        hashes=hashes(MODELS),
+    params:
+        model=model_source,
+        source=fingerprint("resurface.checkpoints"),
+    log:
+        f"{LOGS}/models/{{model}}.log",
+    shell:
+        "resurface --log {log} model {params.model:q} --output {output.folder}"
+
+
+rule pretrain:
+    output:
+        folder=directory("results/testbed/{model}"),
+        hashes=hashes("results/testbed/{model}"),
+    params:
+        settings=dump_settings(experiment.pretraining),
+        source=fingerprint("resurface.testbed.pretraining"),
+    threads: workflow.cores
+    resources:
+        device=experiment.device,
+    log:
+        f"{LOGS}/pretrain/{{model}}.log",
+    shell:
+        "resurface --log {log} --threads {threads} pretrain {wildcards.model} --output {output.folder} "
+        "--settings {params.settings:q} --device {resources.device}"
+
+
+rule pretrain_testbed:
+    input:
+        expand(hashes("results/testbed/{model}"), model=["original", "never_learned"]),

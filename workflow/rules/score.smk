@@ -1,0 +1,68 @@
+"""Scoring: a score table per model and attack, and the refusals of each model without attack."""
+
+
+def attack_folders(wildcards):
+    """The folders of an attack's parts."""
+    return [ATTACKED.format(part=part, **wildcards) for part in experiment.parts_of(wildcards.attack)]
+
+
+def identity(wildcards):
+    """What a score table says of its model; a reference model without attack has no seed."""
+    attack = wildcards.get("attack", "none")
+    seedless = attack == "none" and wildcards.method in REFERENCES
+    return json.dumps(
+        {
+            "domain": wildcards.domain,
+            "method": wildcards.method,
+            "seed": None if seedless else int(wildcards.seed),
+            **({"attack": attack} if "attack" in wildcards.keys() else {}),
+        }
+    )
+
+
+rule score:
+    input:
+        tables=benchmark_tables,
+        hashes=lambda wildcards: hashes(checkpoint(wildcards)),
+        model=lambda wildcards: ancient(checkpoint(wildcards)),
+        intervention_hashes=lambda wildcards: [hashes(folder) for folder in attack_folders(wildcards)],
+        interventions=lambda wildcards: [ancient(folder) for folder in attack_folders(wildcards)],
+    output:
+        SCORES,
+    params:
+        interventions=lambda wildcards, input: [f"--interventions {folder}" for folder in attack_folders(wildcards)],
+        settings=dump_settings(experiment.scoring),
+        source=fingerprint("resurface.scoring.score"),
+        benchmarks=benchmarks,
+        identity=identity,
+    resources:
+        device=experiment.device,
+    log:
+        f"{LOGS}/score/{{domain}}/{{method}}/seed{{seed}}/{{attack}}.log",
+    shell:
+        "resurface --log {log} --threads {threads} score --model {input.model} {params.interventions} "
+        "--benchmarks {params.benchmarks:q} --identity {params.identity:q} --settings {params.settings:q} "
+        "--output {output} --device {resources.device}"
+
+
+rule refusals:
+    input:
+        tables=benchmark_tables,
+        hashes=lambda wildcards: hashes(checkpoint(wildcards)),
+        model=lambda wildcards: ancient(checkpoint(wildcards)),
+    output:
+        REFUSALS,
+    params:
+        settings=dump_settings(experiment.refusals),
+        source=fingerprint("resurface.scoring.refusals"),
+        templates=json.dumps(experiment.scoring.templates),
+        benchmarks=benchmarks,
+        identity=identity,
+    resources:
+        device=experiment.device,
+    log:
+        f"{LOGS}/refusals/{{domain}}/{{method}}/seed{{seed}}.log",
+    shell:
+        "resurface --log {log} --threads {threads} refusals --model {input.model} "
+        "--benchmarks {params.benchmarks:q} --identity {params.identity:q} --settings {params.settings:q} "
+        "--templates {params.templates:q} --output {output} --device {resources.device}"
