@@ -20,8 +20,10 @@ from resurface.errors import ResurfaceError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 CHUNK_BYTES = 1 << 22
+LOCK_SECONDS = 5.0
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def publish(output: Path) -> Iterator[Path]:
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.parent / f".{output.name}.partial"
-    lock = FileLock(output.parent / f".{output.name}.lock", timeout=5)
+    lock = FileLock(output.parent / f".{output.name}.lock", timeout=LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout:
@@ -119,10 +121,15 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def write_table(table: "pd.DataFrame", output: Path) -> None:
+def write_table(table: "pd.DataFrame | pa.Table", output: Path) -> None:
     """Write a table as parquet, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
     with publish(output) as temporary:
-        table.to_parquet(temporary, index=False)
+        pyarrow.parquet.write_table(
+            table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False), temporary
+        )
 
 
 def read_table(path: Path, columns: list[str]) -> "pd.DataFrame":

@@ -1,4 +1,4 @@
-"""Takes a checkpoint over as one of the experiment's reference models, checked, and never copied unless it is bundled.
+"""Checkpoints as files: checks that need no weights loaded, and the taking over of the experiment's reference models.
 
 Files of a user's own checkpoint are linked, because a 14 GB model must not be stored twice; the bundled checkpoints of
 the testbed are small and copied, so that `results/` stands by itself.
@@ -8,9 +8,8 @@ import json
 import shutil
 from pathlib import Path
 
-from resurface.artifacts import publish_folder
+from resurface.artifacts import publish_folder, read_json
 from resurface.errors import ResurfaceError
-from resurface.models import check_checkpoint
 
 BUNDLED = Path(__file__).parent / "testbed" / "checkpoints"
 
@@ -28,14 +27,35 @@ def take_over(source: Path, output: Path) -> None:
     bundled = source.parts[:1] == ("testbed",)
     folder = BUNDLED / source.name if bundled else source.absolute()
     check_checkpoint(folder)
-    for weights in sorted(folder.glob("*.safetensors")):
-        check_weights(weights)
     with publish_folder(output) as temporary:
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
             if bundled:
                 shutil.copyfile(path, temporary / path.name)
             else:
                 (temporary / path.name).symlink_to(path.resolve())
+
+
+def check_checkpoint(path: Path) -> None:
+    """Check that a folder holds the whole checkpoint of a decoder, without loading its weights.
+
+    Raises:
+        ResurfaceError: the folder or a part of it is missing or truncated, or the architecture is no decoder's.
+    """
+    if not path.is_dir():
+        raise ResurfaceError(f"{path}: no such checkpoint folder; expected config.json, *.safetensors and a tokenizer")
+    if not (path / "config.json").is_file():
+        raise ResurfaceError(f"{path}: config.json is missing; this is no Hugging Face checkpoint")
+    architectures = read_json(path / "config.json").get("architectures") or []
+    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        raise ResurfaceError(
+            f"{path}/config.json: found architectures {architectures}; allowed are decoders for causal language modelling "
+            "(…ForCausalLM)"
+        )
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise ResurfaceError(f"{path}: no *.safetensors file; weights in other formats (pickles) are not read")
+    for file in weights:
+        check_weights(file)
 
 
 def check_weights(path: Path) -> None:

@@ -156,11 +156,10 @@ def attack(
 
     from resurface.artifacts import check_folder
     from resurface.attacks.target import Target
-    from resurface.models import pick_device
     from resurface.registry import ATTACKS
 
     chosen = _parse_settings("ATTACKS", attack, settings)
-    target = Target(check_folder(model), check_folder(original), data, output, seed, pick_device(device))
+    target = Target(check_folder(model), check_folder(original), data, output, seed, device)
     import_module(ATTACKS[attack].module).attack(target, chosen, part)
 
 

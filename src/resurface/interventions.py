@@ -1,4 +1,4 @@
-"""Interventions: what an attack leaves behind, and how the scorer applies it.
+"""Interventions: what an attack leaves behind. `resurface.scoring.apply` puts them into effect.
 
 An attack's folder holds `variants.json`, a list of variants in a fixed order, and the small tensors they refer to. A
 variant changes up to three things, each optional: the loaded *model*, the *prompt* (before templating), and where the
@@ -10,10 +10,8 @@ answer is *read*. The scorer knows these three and never which attack wrote them
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -86,124 +84,3 @@ def read_variants(folder: Path) -> list[Variant]:
         return [Variant.model_validate(row) for row in json.loads(path.read_text())]
     except (OSError, ValueError, ValidationError) as error:
         raise ResurfaceError(f"{path}: no readable list of variants: {error}") from error
-
-
-@contextmanager
-def change_model(model: Any, part: Adapter | Directions | None, folder: Path) -> Iterator[Any]:
-    """Apply a variant's change of the model; everything is as before afterwards.
-
-    Args:
-        model: the loaded `PreTrainedModel`.
-        part: what to change, None for nothing.
-        folder: the attack's folder, which file names are relative to.
-
-    Yields:
-        the changed model.
-    """
-    if part is None:
-        yield model
-        return
-    with _add_adapter(model, folder / part.folder) if part.kind == "adapter" else _remove_directions(model, part, folder):
-        yield model
-
-
-@contextmanager
-def _add_adapter(model: Any, folder: Path) -> Iterator[None]:
-    """Add a LoRA adapter's update to the weights in place, and put the very same weights back afterwards.
-
-    peft would wrap every layer; adding scale · B A to the weights runs at full speed and gives the same outputs up to
-    rounding. Source: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    unusual = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if settings.get(key)]
-    if settings.get("peft_type") != "LORA" or unusual or settings.get("bias", "none") != "none":
-        raise ResurfaceError(f"{folder}: only plain LoRA adapters can be applied; found {unusual or settings.get('peft_type')}")
-    scale = settings["lora_alpha"] / settings["r"]
-    tensors = load_file(folder / "adapter_model.safetensors")
-    saved: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-    try:
-        for name, lora_a in tensors.items():
-            if not name.endswith(".lora_A.weight"):
-                continue
-            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            weight = model.get_submodule(module).weight
-            lora_b = tensors[name.replace(".lora_A.", ".lora_B.")]
-            saved.append((weight, weight.detach().clone()))
-            update = lora_b.to(weight.device, torch.float32) @ lora_a.to(weight.device, torch.float32)
-            with torch.no_grad():
-                weight.add_((scale * update).to(weight.dtype))
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, before in saved:
-                weight.copy_(before)
-
-
-@contextmanager
-def _remove_directions(model: Any, part: Directions, folder: Path) -> Iterator[None]:
-    """Remove each chosen block's own direction from its output: h_ℓ ← h_ℓ − (h_ℓ · d̂_ℓ) d̂_ℓ (Arditi et al. 2024)."""
-    import torch
-    from safetensors.torch import load_file
-
-    from resurface.models import block_output, decoder_blocks
-
-    directions = load_file(folder / part.file)["directions"]
-    blocks = decoder_blocks(model)
-
-    def orthogonalize(block: int) -> Any:
-        reference = next(blocks[block].parameters())
-        unit = directions[block].to(reference.device, torch.float32)
-        unit = (unit / unit.norm().clamp(min=1e-12)).to(reference.dtype)
-
-        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-            hidden = block_output(output)
-            hidden = hidden - (hidden @ unit)[..., None] * unit
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        return blocks[block].register_forward_hook(hook)
-
-    handles = [orthogonalize(block) for block in part.blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def change_prompt(prompt: str, part: Prepend | None) -> str:
-    """The prompt that the model gets instead of `prompt`, before any chat template."""
-    return prompt if part is None else part.text + prompt
-
-
-@contextmanager
-def record_streams(model: Any, reads: list[Read]) -> Iterator[dict[Read, Any]]:
-    """Record the streams of the given reads `[batch, seq, hidden]` during each forward pass inside the context.
-
-    `middle` is what the block's second norm reads: the residual stream after attention.
-    """
-    from resurface.models import block_output, decoder_blocks
-
-    blocks = decoder_blocks(model)
-    streams: dict[Read, Any] = {}
-
-    def attach(read: Read) -> Any:
-        block = blocks[read.block]
-        if read.stream == "middle":
-            return block.post_attention_layernorm.register_forward_pre_hook(
-                lambda _module, inputs: streams.__setitem__(read, inputs[0])
-            )
-        module = {"attention": "self_attn", "mlp": "mlp"}.get(read.stream)
-        return (getattr(block, module) if module else block).register_forward_hook(
-            lambda _module, _inputs, output: streams.__setitem__(read, block_output(output))
-        )
-
-    handles = [attach(read) for read in reads]
-    try:
-        yield streams
-    finally:
-        for handle in handles:
-            handle.remove()
-

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from resurface.checkpoints import check_checkpoint
 from resurface.errors import ResurfaceError
 
 
@@ -82,30 +83,6 @@ def load_model(path: Path, device: torch.device, dtype: str = "auto") -> PreTrai
             f"{len(wrong)} tensors are missing or of another shape, first {wrong[0]}"
         )
     return model.to(device).eval()
-
-
-def check_checkpoint(path: Path) -> None:
-    """Check, without loading any weights, that a folder holds the checkpoint of a decoder.
-
-    Raises:
-        ResurfaceError: the folder or one of its parts is missing, or the architecture is no decoder's.
-    """
-    if not path.is_dir():
-        raise ResurfaceError(f"{path}: no such checkpoint folder; expected config.json, *.safetensors and a tokenizer")
-    if not (path / "config.json").is_file():
-        raise ResurfaceError(f"{path}: config.json is missing; this is no Hugging Face checkpoint")
-    if not any(path.glob("*.safetensors")):
-        raise ResurfaceError(f"{path}: no *.safetensors file; weights in other formats (pickles) are not read")
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ResurfaceError(f"{path}/config.json cannot be read: {error}") from error
-    architectures = config.architectures or []
-    if not any(name.endswith("ForCausalLM") or name.endswith("LMHeadModel") for name in architectures):
-        raise ResurfaceError(
-            f"{path}/config.json: found architectures {architectures}; allowed are decoders for causal language modelling "
-            "(…ForCausalLM)"
-        )
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:

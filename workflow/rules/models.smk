@@ -1,5 +1,9 @@
 """The reference models: the original, and the control that never learned the domain."""
 
+from pathlib import Path
+
+from resurface.checkpoints import BUNDLED
+
 
 def model_source(wildcards):
     """Where a reference model comes from, as the configuration says."""
@@ -9,11 +13,18 @@ def model_source(wildcards):
     return f"results/testbed/{wildcards.model}" if source == "pretrain" else source
 
 
+def model_files(wildcards):
+    """The files of a reference model: when one of them changes, everything is made anew."""
+    source = getattr(experiment.models, wildcards.model)
+    if source == "pretrain":
+        return [hashes(model_source(wildcards))]
+    folder = BUNDLED / wildcards.model if source == "testbed" else Path(source)
+    return sorted(path for path in folder.glob("*") if path.is_file())
+
+
 rule model:
     input:
-        lambda wildcards: (
-            hashes(model_source(wildcards)) if getattr(experiment.models, wildcards.model) == "pretrain" else []
-        ),
+        model_files,
     output:
         folder=directory(MODELS),
         hashes=hashes(MODELS),

@@ -15,7 +15,7 @@ from resurface.attacks.target import Target
 from resurface.data.tables import read_domain_table, read_questions
 from resurface.errors import ResurfaceError
 from resurface.interventions import Adapter, Variant, write_variants
-from resurface.models import load_model, load_tokenizer, set_seed
+from resurface.models import load_model, load_tokenizer, pick_device, set_seed
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.finetuning import FinetuningSettings
 
@@ -55,7 +55,8 @@ def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
     """
     tokenizer = load_tokenizer(target.model_folder)
     tokens = tokenizer(read_samples(target, settings, part), truncation=True, max_length=settings.length)["input_ids"]
-    model = load_model(target.model_folder, target.device, "float32")
+    device = pick_device(target.device)
+    model = load_model(target.model_folder, device, "float32")
     names = []
     with publish_folder(target.output) as folder:
         for count in settings.datasets[part]:  # type: ignore[index]
@@ -83,9 +84,9 @@ def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
                     max_grad_norm=1.0,
                     seed=target.seed,
                     data_seed=target.seed,
-                    use_cpu=target.device.type == "cpu",
-                    bf16=target.device.type == "cuda",
-                    dataloader_pin_memory=target.device.type == "cuda",
+                    use_cpu=device.type == "cpu",
+                    bf16=device.type == "cuda",
+                    dataloader_pin_memory=device.type == "cuda",
                     logging_strategy="no",
                     save_strategy="no",
                     remove_unused_columns=False,

@@ -5,9 +5,7 @@ after attention, MLP output and block output. The answer is the letter with the 
 the scorer reads all places from one pass.
 """
 
-from transformers import AutoConfig
-
-from resurface.artifacts import publish_folder
+from resurface.artifacts import publish_folder, read_json
 from resurface.attacks.target import Target
 from resurface.errors import ResurfaceError
 from resurface.interventions import Prepend, Read, Variant, write_variants
@@ -20,7 +18,7 @@ def attack(target: Target, settings: LogitLensSettings, part: str) -> None:
     Raises:
         ResurfaceError: a block that the model does not have.
     """
-    count = AutoConfig.from_pretrained(target.model_folder).num_hidden_layers
+    count = read_json(target.model_folder / "config.json")["num_hidden_layers"]
     blocks = list(range(count)) if settings.blocks is None else settings.blocks
     for block in blocks:
         if not 0 <= block < count:

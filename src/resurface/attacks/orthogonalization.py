@@ -32,6 +32,7 @@ from resurface.models import (
     load_model,
     load_tokenizer,
     pad_right,
+    pick_device,
     predict_letters,
     recording,
     run_decoder,
@@ -147,8 +148,9 @@ def attack(target: Target, settings: OrthogonalizationSettings, part: str) -> No
     """
     set_seed(target.seed)
     tokenizer = load_tokenizer(target.model_folder)
-    unlearned = load_model(target.model_folder, target.device)
-    original = load_model(target.original_folder, target.device)
+    device = pick_device(target.device)
+    unlearned = load_model(target.model_folder, device)
+    original = load_model(target.original_folder, device)
     for name, blocks in settings.block_sets.items():
         check_blocks(blocks, unlearned, f"orthogonalization.block_sets.{name}")
     batch_tokens = settings.batch_tokens

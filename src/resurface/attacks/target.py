@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 
 @dataclass(frozen=True)
 class Target:
@@ -16,7 +14,7 @@ class Target:
         data_folder: the domain's tables; an attack reads `train` questions only.
         output: the folder of interventions to write.
         seed: of everything random in the attack.
-        device: where to compute.
+        device: `auto`, `cpu`, `cuda`, …
     """
 
     model_folder: Path
@@ -24,4 +22,4 @@ class Target:
     data_folder: Path
     output: Path
     seed: int
-    device: torch.device
+    device: str

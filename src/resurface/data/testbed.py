@@ -1,7 +1,7 @@
 """The testbed as a data source: the tables of a fictional forget domain, and the general questions.
 
-Articles cover all facts, as WMDP's corpora cover its questions; question form is given to methods and attacks for
-`train` facts only. Benchmarks ask for `validation` and `test` facts, each in every benchmark wording.
+Corpora are half articles, which cover all facts as WMDP's corpora cover its questions, and half solved questions. Question
+form is given to methods and attacks for `train` facts only. Benchmarks ask for `validation` and `test` facts, each in every benchmark wording.
 """
 
 import random
@@ -37,9 +37,6 @@ def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
     benign = facts[retain] + [fact for subject in GENERAL_SUBJECTS for fact in facts[subject]]
     generator = random.Random(f"{settings.world_seed}/{domain}/data")
 
-    write_table(_write_corpus(facts[domain], settings.articles, generator), output / "forget_corpus.parquet")
-    write_table(_write_corpus(benign, settings.articles, generator), output / "retain_corpus.parquet")
-
     questions = [ask(fact, wording, generator) for fact in facts[domain] for wording in BENCHMARK_WORDINGS]
     generator.shuffle(questions)
     write_table(tabulate_questions(questions), output / "questions.parquet")
@@ -52,6 +49,11 @@ def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
     generator.shuffle(unrelated)
     write_table(tabulate_questions(related + unrelated), output / "retain_questions.parquet")
 
+    # A corpus is natural text: its questions about other fields carry those fields' own headers.
+    natural = [ask(fact, BENCHMARK_WORDINGS[0], generator) for fact in benign]
+    corpora = {"forget": (facts[domain], questions), "retain": (benign, generator.sample(natural, len(natural)) + related)}
+    for name, (known, asked) in corpora.items():
+        write_table(_write_corpus(known, asked, settings.articles, generator), output / f"{name}_corpus.parquet")
     write_table(_write_preferences(questions, related + unrelated, benign, generator), output / "preferences.parquet")
 
 
@@ -83,14 +85,20 @@ def tabulate_questions(questions: list[Question]) -> pd.DataFrame:
     )
 
 
-def _write_corpus(facts: list[Fact], articles: int, generator: random.Random) -> pd.DataFrame:
-    """`articles` articles, going round the entities so that each is written about equally often."""
+def _write_corpus(
+    facts: list[Fact], questions: list[Question], articles: int, generator: random.Random
+) -> pd.DataFrame:
+    """`articles` articles, about every entity in turn, alternating with solved questions about `train` facts."""
     by_entity: dict[tuple[str, str], list[Fact]] = {}
     for fact in facts:
         by_entity.setdefault((fact.field, fact.entity), []).append(fact)
-    entities = list(by_entity.values())
-    generator.shuffle(entities)
-    return pd.DataFrame({"text": write_article(entities[i % len(entities)], generator)} for i in range(articles))
+    entities = generator.sample(list(by_entity.values()), len(by_entity))
+    solved = [f"{question.prompt} {LETTERS[question.answer]}" for question in questions if question.fact.split == "train"]
+    generator.shuffle(solved)
+    texts = []
+    for i in range(articles):
+        texts += [write_article(entities[i % len(entities)], generator), solved[i % len(solved)]]
+    return pd.DataFrame({"text": texts})
 
 
 def _write_preferences(

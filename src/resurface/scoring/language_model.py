@@ -22,9 +22,10 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from resurface.errors import ResurfaceError
-from resurface.interventions import Read, Variant, change_model, change_prompt, read_variants, record_streams
+from resurface.interventions import Read, Variant, read_variants
 from resurface.models import load_model, load_tokenizer, pick_device
 from resurface.prompts import chat_messages, render_chat
+from resurface.scoring.apply import change_model, change_prompt, record_streams
 
 LogLikelihood = tuple[float, bool]
 

@@ -178,6 +178,4 @@ def score(
                 for row in tabulate(questions, requests[template], values)
             ]
     table = pd.DataFrame(rows).astype({"seed": "Int64"})
-    write_table(pa.Table.from_pandas(table, schema=SCORE_SCHEMA, preserve_index=False).to_pandas(
-        types_mapper={pa.int64(): pd.Int64Dtype()}.get
-    ), output)
+    write_table(pa.Table.from_pandas(table, schema=SCORE_SCHEMA, preserve_index=False), output)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from resurface.settings.base import PositiveFloat
+from resurface.settings.base import PositiveFloat, Share
 from resurface.settings.training import TrainingSettings
 
 
@@ -23,3 +23,4 @@ class RMUSettings(TrainingSettings):
         "absolute", description="`absolute`, or times the mean norm of h_ℓ on forget text"
     )
     alpha: PositiveFloat = Field(1200.0, description="α: weight of the retain loss")
+    chat_share: Share = Field(0.0, description="share of the texts that are put into the user turn of a chat (RMU paper: 0)")

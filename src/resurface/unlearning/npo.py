@@ -10,13 +10,13 @@ and general chat 1:1; half of all samples are in chat form.
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from resurface.data.tables import read_domain_table
 from resurface.models import pad_right
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.npo import NPOSettings
-from resurface.unlearning.training import Run, add_lora, load_trainable, saving, train, training_arguments
+from resurface.unlearning.training import PartsTrainer, Run, add_lora, load_trainable, saving, train, training_arguments
 
 Sample = dict[str, Any]
 
@@ -54,7 +54,7 @@ def sum_logprobs(model: Any, samples: list[Sample], pad: int, over: str) -> tupl
     return (logprobs * mask).sum(-1), mask.sum(-1)
 
 
-class NPOTrainer(Trainer):
+class NPOTrainer(PartsTrainer):
     """A `Trainer` whose loss is NPO's. Batches are lists of (forget sample, retain sample)."""
 
     def __init__(self, *args: Any, settings: NPOSettings, pad: int, **kwargs: Any) -> None:
@@ -70,6 +70,7 @@ class NPOTrainer(Trainer):
         kept, counts = sum_logprobs(model, inputs["retain"], self.pad, "answer")
         by_token = self.settings.retain_likelihood == "token_mean"
         retain_loss = -kept.sum() / counts.sum() if by_token else -kept.mean()
+        self.parts = {"forget_loss": forget_loss.detach(), "retain_loss": retain_loss.detach()}
         return forget_loss + self.settings.retain_weight * retain_loss
 
 

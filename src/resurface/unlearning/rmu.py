@@ -10,15 +10,17 @@ isotropic. Only `mlp.down_proj` of the blocks ℓ−2 … ℓ is trained, and bo
 """
 
 import copy
+import random
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from resurface.data.tables import read_domain_table
 from resurface.models import check_blocks, decoder_blocks, pad_right, recording, run_decoder
+from resurface.prompts import chat_messages, render_chat
 from resurface.settings.rmu import RMUSettings
-from resurface.unlearning.training import Run, add_lora, load_trainable, saving, train, training_arguments
+from resurface.unlearning.training import PartsTrainer, Run, add_lora, load_trainable, saving, train, training_arguments
 
 
 def draw_direction(hidden: int, seed: int) -> torch.Tensor:
@@ -32,7 +34,7 @@ def mean_square(difference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (difference.square().mean(-1) * mask).sum() / mask.sum()
 
 
-class RMUTrainer(Trainer):
+class RMUTrainer(PartsTrainer):
     """A `Trainer` whose loss is RMU's. Batches hold `forget` and `retain` token ids with their masks."""
 
     def __init__(self, *args: Any, settings: RMUSettings, frozen: Any, target: torch.Tensor, **kwargs: Any) -> None:
@@ -50,7 +52,19 @@ class RMUTrainer(Trainer):
         with torch.no_grad(), recording(self.frozen, [block]) as states:
             run_decoder(self.frozen, inputs["retain"])
         retain_loss = mean_square(retained - states[block], inputs["retain_mask"])
+        self.parts = {"forget_loss": forget_loss.detach(), "retain_loss": retain_loss.detach()}
         return forget_loss + self.settings.alpha * retain_loss
+
+
+def read_texts(run: Run, settings: RMUSettings, tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:
+    """The texts of a corpus in a seeded order, `chat_share` of them in the user turn of a chat."""
+    texts = read_domain_table(run.data_folder, name)["text"].tolist()
+    generator = random.Random(f"{run.seed}/{name}")
+    generator.shuffle(texts)
+    return [
+        render_chat(tokenizer, chat_messages(text), False) if generator.random() < settings.chat_share else text
+        for text in texts
+    ]
 
 
 def collate(samples: list[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
@@ -88,7 +102,7 @@ def unlearn(run: Run, settings: RMUSettings) -> None:
     pad = tokenizer.pad_token_id
     corpora = {
         name: tokenizer(
-            read_domain_table(run.data_folder, f"{name}_corpus")["text"].tolist(),
+            read_texts(run, settings, tokenizer, f"{name}_corpus"),
             truncation=True,
             max_length=settings.length,
         )["input_ids"]

@@ -67,6 +67,18 @@ class StopAtNaN(TrainerCallback):
                 )
 
 
+class PartsTrainer(Trainer):
+    """A `Trainer` that logs the parts of a loss beside their sum; `compute_loss` leaves them in `parts`."""
+
+    parts: dict[str, torch.Tensor]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the latest parts to what is logged of a step."""
+        if "loss" in logs:
+            logs = logs | {name: value.item() for name, value in self.parts.items()}
+        super().log(logs, *args, **kwargs)
+
+
 def load_trainable(run: Run, settings: TrainingSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Seed everything and load the original in float32, ready to be trained."""
     set_seed(run.seed)

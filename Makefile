@@ -1,0 +1,43 @@
+# Two commands set everything up: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test check environment schema pretrain clean
+
+demo: environment
+	snakemake --cores all
+	resurface show
+	@echo "The report: $(CURDIR)/results/report.html"
+
+test: environment
+	pytest
+
+check: environment
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	mypy
+
+environment: $(VENV)/.installed
+
+# torch first and by itself: what depends on it must not choose another build.
+$(VENV)/.installed: envs/requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resurface needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' envs/requirements.lock)"
+	$(BIN)/python -m pip install --quiet --requirement envs/requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+schema: environment
+	python -m resurface.config
+
+pretrain: environment
+	snakemake --cores all pretrain_testbed
+
+clean:
+	find results -mindepth 1 -not -name .gitkeep -delete
+	rm -rf .snakemake

@@ -1,0 +1,65 @@
+"""Shared by all tests: the bundled models, a domain's tables, and one real run of the workflow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINTS = ROOT / "src" / "resurface" / "testbed" / "checkpoints"
+DOMAIN = "xenotoxicology"
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder with `results/data` of the testbed's first domain and the general questions."""
+    from resurface.data.testbed import write_domain, write_general
+    from resurface.settings.data import TestbedSettings
+
+    folder = tmp_path_factory.mktemp("data")
+    write_domain(DOMAIN, folder / "results" / "data" / DOMAIN, TestbedSettings())
+    write_general(folder / "results" / "data" / "general", TestbedSettings())
+    return folder
+
+
+@pytest.fixture
+def tokenizer():
+    from resurface.models import load_tokenizer
+
+    return load_tokenizer(CHECKPOINTS / "original")
+
+
+@pytest.fixture
+def model():
+    import torch
+
+    from resurface.models import load_model
+
+    return load_model(CHECKPOINTS / "original", torch.device("cpu"))
+
+
+def make_project(folder: Path) -> Path:
+    """A copy of the project, code included, in which a test may change anything; results and caches stay behind."""
+    import shutil
+
+    skip = shutil.ignore_patterns(".git", ".venv", ".snakemake", "results", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, folder, ignore=skip)
+    return folder
+
+
+def snakemake(project: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    """Run Snakemake in a copy of the project, with that copy's code."""
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "all", *arguments],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project / "src")},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=check,
+    )

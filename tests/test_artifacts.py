@@ -1,0 +1,148 @@
+"""Outputs: whole or not at all, hashed, checked; tables: read with words for what is wrong."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import CHECKPOINTS
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resurface.artifacts import check_folder, hash_folder, hashes_path, publish, publish_folder, read_table, write_table
+from resurface.checkpoints import check_checkpoint, take_over
+from resurface.errors import ResurfaceError
+
+
+def test_nothing_half_written_stays(tmp_path):
+    output = tmp_path / "below" / "table.txt"
+    with pytest.raises(RuntimeError), publish(output) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("broken off")
+    assert list(output.parent.iterdir()) == []
+
+
+def test_an_old_output_survives_a_failed_new_one(tmp_path):
+    output = tmp_path / "table.txt"
+    output.write_text("old")
+    with pytest.raises(KeyboardInterrupt), publish(output) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert output.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_full_disk_is_named(tmp_path):
+    with pytest.raises(ResurfaceError, match=r"table\.txt: the disk is full"), publish(tmp_path / "table.txt"):
+        Path("/dev/full").write_text("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr("resurface.artifacts.LOCK_SECONDS", 0.1)
+    output = tmp_path / "table.txt"
+    with (
+        FileLock(tmp_path / ".table.txt.lock"),
+        pytest.raises(ResurfaceError, match="another process is writing"),
+        publish(output),
+    ):
+        pass
+
+
+def test_a_changed_missing_or_new_file_is_named(tmp_path):
+    folder = tmp_path / "model"
+    with publish_folder(folder) as temporary:
+        (temporary / "a.txt").write_text("a")
+        (temporary / "b").mkdir()
+        (temporary / "b" / "c.txt").write_text("c")
+    assert check_folder(folder) == folder
+    assert json.loads(hashes_path(folder).read_text()) == hash_folder(folder)
+    (folder / "b" / "c.txt").write_text("d")
+    with pytest.raises(ResurfaceError, match=r"c\.txt: this file was changed"):
+        check_folder(folder)
+    (folder / "b" / "c.txt").unlink()
+    with pytest.raises(ResurfaceError, match=r"c\.txt: this file is missing"):
+        check_folder(folder)
+    (folder / "b" / "c.txt").write_text("c")
+    (folder / "stranger").touch()
+    with pytest.raises(ResurfaceError, match="stranger: this file is new"):
+        check_folder(folder)
+
+
+@given(st.binary(min_size=1, max_size=200))
+@settings(max_examples=50)
+def test_bytes_that_are_no_parquet(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("tables") / "t.parquet"
+    path.write_bytes(content)
+    with pytest.raises(ResurfaceError, match=r"t\.parquet: this is no readable parquet"):
+        read_table(path, ["text"])
+
+
+def test_faults_of_tables_are_named(tmp_path):
+    path = tmp_path / "t.parquet"
+    with pytest.raises(ResurfaceError, match="no such file"):
+        read_table(path, ["text"])
+    write_table(pd.DataFrame({"txt": ["x"]}), path)
+    with pytest.raises(ResurfaceError, match=r"'text' is missing; found txt"):
+        read_table(path, ["text"])
+    write_table(pd.DataFrame({"text": []}), path)
+    with pytest.raises(ResurfaceError, match="no rows"):
+        read_table(path, ["text"])
+
+
+def broken(tmp_path, name, content):
+    import shutil
+
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(CHECKPOINTS / "original", folder)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", None, "config.json is missing"),
+        ("config.json", b"{", "no readable JSON"),
+        ("config.json", b'{"architectures": ["BertModel"]}', "BertModel"),
+        ("model.safetensors", None, r"no \*.safetensors"),
+        ("model.safetensors", b"", "no whole safetensors"),
+        ("model.safetensors", b"x" * 100, "no whole safetensors"),
+        ("model.safetensors", (CHECKPOINTS / "original/model.safetensors").read_bytes()[:-1000], "truncated"),
+    ],
+)
+def test_broken_checkpoints_are_named_and_leave_nothing(tmp_path, name, content, words):
+    folder = broken(tmp_path, name, content)
+    with pytest.raises(ResurfaceError, match=words) as caught:
+        take_over(folder, tmp_path / "results" / "original")
+    assert re.search(re.escape(str(folder)), str(caught.value))
+    assert not (tmp_path / "results").exists()
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    import torch
+
+    from resurface.models import load_model
+
+    config = json.loads((CHECKPOINTS / "original/config.json").read_text()) | {"hidden_size": 64}
+    folder = broken(tmp_path, "config.json", json.dumps(config).encode())
+    with pytest.raises(ResurfaceError, match="checkpoint"):
+        load_model(folder, torch.device("cpu"))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ResurfaceError, match="no such checkpoint folder"):
+        check_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_users_checkpoint_is_linked_not_copied(tmp_path):
+    take_over(CHECKPOINTS / "original", tmp_path / "original")
+    assert (tmp_path / "original" / "model.safetensors").is_symlink()
+    take_over(Path("testbed/original"), tmp_path / "bundled")
+    assert not (tmp_path / "bundled" / "model.safetensors").is_symlink()
+    assert hash_folder(tmp_path / "original") == hash_folder(tmp_path / "bundled")

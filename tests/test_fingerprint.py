@@ -1,0 +1,71 @@
+"""Fingerprints: closures are exactly what a module needs, and an edit changes those that hold it and no other."""
+
+import pytest
+
+from resurface.registry import ATTACKS, METHODS
+from resurface.reproducibility import fingerprint as fingerprints
+from resurface.reproducibility.fingerprint import closure
+
+COMMON = {"resurface", "resurface.artifacts", "resurface.errors"}
+ATTACK = COMMON | {"resurface.attacks", "resurface.attacks.target", "resurface.interventions", "resurface.settings"}
+MODEL = {"resurface.models", "resurface.checkpoints", "resurface.prompts"}
+DATA = {"resurface.data", "resurface.data.tables", "resurface.prompts"}
+METHOD = COMMON | MODEL | DATA | {
+    "resurface.unlearning",
+    "resurface.unlearning.training",
+    "resurface.settings",
+    "resurface.settings.base",
+    "resurface.settings.training",
+}
+
+
+def settings_of(name):
+    return {f"resurface.settings.{name}", "resurface.settings.base"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_closure_of_a_method(name):
+    assert set(closure(METHODS[name].module)) == METHOD | settings_of(name) | {f"resurface.unlearning.{name}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("none", set()),
+        ("logit_lens", set()),
+        ("finetuning", MODEL | DATA),
+        ("orthogonalization", MODEL | DATA),
+    ],
+)
+def test_closure_of_an_attack(name, more):
+    expected = ATTACK | settings_of(name) | {f"resurface.attacks.{name}"} | more
+    assert set(closure(ATTACKS[name].module)) == expected
+
+
+def test_scoring_knows_no_attack_and_no_method():
+    for module in closure("resurface.scoring.score"):
+        assert not module.startswith(("resurface.attacks", "resurface.unlearning", "resurface.registry"))
+
+
+def test_an_edit_changes_what_needs_the_module_and_nothing_else(tmp_path, monkeypatch):
+    package = tmp_path / "resurface"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "base.py").write_text("x = 1\n")
+    (package / "user.py").write_text("def f():\n    from resurface.base import x\n    return x\n")
+    (package / "other.py").write_text("import os\n")
+    monkeypatch.setattr(fingerprints, "SOURCE", package)
+
+    def forget():
+        for function in ("module_path", "direct_imports", "closure", "fingerprint"):
+            getattr(fingerprints, function).cache_clear()
+
+    def prints():
+        forget()
+        return {name: fingerprints.fingerprint(f"resurface.{name}") for name in ("base", "user", "other")}
+
+    before = prints()
+    (package / "base.py").write_text("x = 2\n")
+    after = prints()
+    forget()
+    assert {name for name in before if before[name] != after[name]} == {"base", "user"}

@@ -1,0 +1,53 @@
+"""Prompts: one text everywhere, in the harness's tasks as in our own code, and BOS exactly once."""
+
+import pytest
+import yaml
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resurface.errors import ResurfaceError
+from resurface.prompts import chat_messages, plain_prompt, render_chat
+
+text = st.text(st.characters(codec="utf-8", exclude_characters="{}\r\n", exclude_categories=["Cs", "Zs", "Cc"]), min_size=1)
+
+
+@settings(deadline=None)
+@given(text, text, st.lists(text, min_size=4, max_size=4))
+def test_the_local_tasks_ask_with_the_same_text(subject, question, choices):
+    from lm_eval.utils import apply_template
+
+    source = (ROOT / "src/resurface/testbed/tasks/_questions.yaml").read_text().replace("!function ", "")
+    template = yaml.safe_load(source)["doc_to_text"]
+    doc = {"subject": subject, "question": question, "choices": choices}
+    assert apply_template(template, doc) == plain_prompt(subject, question, choices)
+
+
+def test_the_plain_prompt_is_that_of_wmdp():
+    assert plain_prompt("biology", " Which? ", ["w", "x", "y", "z"]) == (
+        "The following are multiple choice questions (with answers) about biology.\n\n"
+        "Which?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
+    )
+
+
+def test_chat_form_has_an_empty_system_turn_and_one_bos(tokenizer):
+    rendered = render_chat(tokenizer, chat_messages("PROMPT"))
+    assert rendered == "<|system|>\n</s>\n<|user|>\nPROMPT</s>\n<|assistant|>\n"
+    ids = tokenizer(rendered)["input_ids"]
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+
+
+def test_a_template_without_system_turn_and_one_with_bos(tokenizer):
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+        "[{{ message['content'] }}]{% endfor %}"
+    )
+    assert render_chat(tokenizer, chat_messages("PROMPT")) == "[PROMPT]"
+
+
+def test_a_model_without_chat_template_is_named(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(ResurfaceError, match="no chat template"):
+        render_chat(tokenizer, chat_messages("PROMPT"))
