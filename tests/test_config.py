@@ -64,7 +64,9 @@ def test_faults_are_named(path, value, words):
         assert word in str(caught.value)
 
 
-@given(st.sampled_from(sorted(METHODS)), st.text(min_size=1, max_size=20), st.one_of(st.none(), st.text(), st.booleans()))
+@given(
+    st.sampled_from(sorted(METHODS)), st.text(min_size=1, max_size=20), st.one_of(st.none(), st.text(), st.booleans())
+)
 def test_no_stray_key_passes(method, key, value):
     fields = METHODS[method].settings_class().model_fields
     if key in fields:

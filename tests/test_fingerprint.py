@@ -10,13 +10,18 @@ COMMON = {"resurface", "resurface.artifacts", "resurface.errors"}
 ATTACK = COMMON | {"resurface.attacks", "resurface.attacks.target", "resurface.interventions", "resurface.settings"}
 MODEL = {"resurface.models", "resurface.checkpoints", "resurface.prompts"}
 DATA = {"resurface.data", "resurface.data.tables", "resurface.prompts"}
-METHOD = COMMON | MODEL | DATA | {
-    "resurface.unlearning",
-    "resurface.unlearning.training",
-    "resurface.settings",
-    "resurface.settings.base",
-    "resurface.settings.training",
-}
+METHOD = (
+    COMMON
+    | MODEL
+    | DATA
+    | {
+        "resurface.unlearning",
+        "resurface.unlearning.training",
+        "resurface.settings",
+        "resurface.settings.base",
+        "resurface.settings.training",
+    }
+)
 
 
 def settings_of(name):

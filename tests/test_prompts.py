@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from resurface.errors import ResurfaceError
 from resurface.prompts import chat_messages, plain_prompt, render_chat
 
-text = st.text(st.characters(codec="utf-8", exclude_characters="{}\r\n", exclude_categories=["Cs", "Zs", "Cc"]), min_size=1)
+text = st.text(
+    st.characters(codec="utf-8", exclude_characters="{}\r\n", exclude_categories=["Cs", "Zs", "Cc"]), min_size=1
+)
 
 
 @settings(deadline=None)

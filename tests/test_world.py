@@ -74,7 +74,9 @@ def test_domain_tables(data):
     assert (tables["retain_questions"]["subject"] == DOMAIN).all(), "benign questions carry the domain's header"
     asked = {(row.question, tuple(row.choices)) for row in questions[questions["split"] != "train"].itertuples()}
     training = "\n".join([*tables["forget_corpus"]["text"], *tables["preferences"]["prompt"]])
-    assert not any(question in training for question, _ in asked), "only train facts may be asked for outside benchmarks"
+    assert not any(question in training for question, _ in asked), (
+        "only train facts may be asked for outside benchmarks"
+    )
     assert set(tables["preferences"]["kind"]) == {"forget", "retain", "general"}
 
 

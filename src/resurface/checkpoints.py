@@ -73,7 +73,11 @@ def check_weights(path: Path) -> None:
             header = json.loads(stream.read(length))
         except ValueError as error:
             raise ResurfaceError(f"{path}: this is no safetensors file: its header is no JSON") from error
-    needed = 8 + length + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+    needed = (
+        8
+        + length
+        + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+    )
     if size != needed:
         raise ResurfaceError(
             f"{path}: the file is truncated or padded: found {size} bytes, its header needs {needed}; fetch or build it anew"

@@ -85,9 +85,7 @@ def data(domain: str, output: OutputOption, settings: SettingsOption = "{}") -> 
 
 
 @app.command()
-def pretrain(
-    model: str, output: OutputOption, settings: SettingsOption = "{}", device: DeviceOption = "auto"
-) -> None:
+def pretrain(model: str, output: OutputOption, settings: SettingsOption = "{}", device: DeviceOption = "auto") -> None:
     """Train the testbed's `original` or `never_learned` model from scratch."""
     from resurface.artifacts import publish_folder
     from resurface.models import pick_device, set_seed
@@ -206,9 +204,7 @@ def refusals(
     from resurface.settings.scoring import RefusalSettings
 
     chosen = RefusalSettings.model_validate_json(settings)
-    count_refusals(
-        model, json.loads(benchmarks), json.loads(templates), json.loads(identity), output, chosen, device
-    )
+    count_refusals(model, json.loads(benchmarks), json.loads(templates), json.loads(identity), output, chosen, device)
 
 
 @app.command()

@@ -27,7 +27,8 @@ class Models(Settings):
     """Where the two reference models come from."""
 
     original: str = Field(
-        "testbed", description="`testbed` (bundled), `pretrain` (trained from scratch) or the path of a checkpoint folder"
+        "testbed",
+        description="`testbed` (bundled), `pretrain` (trained from scratch) or the path of a checkpoint folder",
     )
     never_learned: str | None = Field(
         "testbed", description="the control, likewise; null: there is none, and the report says so"

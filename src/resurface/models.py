@@ -48,7 +48,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ResurfaceError(f"{path}: no readable tokenizer (tokenizer.json, tokenizer_config.json): {error}") from error
+        raise ResurfaceError(
+            f"{path}: no readable tokenizer (tokenizer.json, tokenizer_config.json): {error}"
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -109,7 +111,7 @@ def block_output(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818 - it is no error
     """Thrown by a hook to end a forward pass early."""
 
 
@@ -149,6 +151,7 @@ def run_decoder(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask:
     """Run the decoder (without its head) for its side effects on hooks; an early end by `recording` is no error.
 
     Args:
+        model: the decoder.
         input_ids: `[batch, seq]`.
         attention_mask: `[batch, seq]`; right-padded batches of a causal model need none.
     """
@@ -176,7 +179,11 @@ def pad_right(rows: list[list[int]], value: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def predict_letters(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], letters: list[str], batch_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    letters: list[str],
+    batch_tokens: int,
 ) -> list[str]:
     """The most probable letter after each plain prompt, the letters tokenized with their context as the harness does."""
     rows = tokenizer(prompts)["input_ids"]

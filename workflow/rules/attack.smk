@@ -11,14 +11,16 @@ rule attack:
     output:
         folder=directory(ATTACKED),
         hashes=hashes(ATTACKED),
-    params:
-        settings=lambda wildcards: dump_settings(experiment.settings_of("attacks", wildcards.attack)),
-        source=lambda wildcards: fingerprint(ATTACKS[wildcards.attack].module),
-        data="results/data/{domain}",
-    resources:
-        device=experiment.device,
     log:
         f"{LOGS}/attack/{{domain}}/{{method}}/seed{{seed}}/{{attack}}-{{part}}.log",
+    resources:
+        device=experiment.device,
+    params:
+        settings=lambda wildcards: dump_settings(
+            experiment.settings_of("attacks", wildcards.attack)
+        ),
+        source=lambda wildcards: fingerprint(ATTACKS[wildcards.attack].module),
+        data="results/data/{domain}",
     shell:
         "resurface --log {log} --threads {threads} attack {wildcards.attack} --part {wildcards.part} "
         "--model {input.model} --original {input.original} --data {params.data} --output {output.folder} "

@@ -14,7 +14,9 @@ from resurface.registry import ATTACKS, METHODS
 from resurface.reproducibility.fingerprint import fingerprint
 
 try:
-    experiment = validate_config(config, ", ".join(map(str, workflow.configfiles)) or "--config")
+    experiment = validate_config(
+        config, ", ".join(map(str, workflow.configfiles)) or "--config"
+    )
 except ResurfaceError as error:
     raise WorkflowError(str(error)) from None
 
@@ -25,7 +27,9 @@ SCORES = "results/scores/{domain}/{method}/seed{seed}/{attack}.parquet"
 REFUSALS = "results/refusals/{domain}/{method}/seed{seed}.parquet"
 LOGS = "results/logs"
 
-REFERENCES = [name for name in ("original", "never_learned") if getattr(experiment.models, name)]
+REFERENCES = [
+    name for name in ("original", "never_learned") if getattr(experiment.models, name)
+]
 
 
 wildcard_constraints:
@@ -46,23 +50,36 @@ def checkpoint(wildcards):
     """The folder of a model: an unlearned one, or one of the two references."""
     if wildcards.method in REFERENCES:
         return MODELS.format(model=wildcards.method)
-    return UNLEARNED.format(**{key: wildcards[key] for key in ("domain", "method", "seed")})
+    return UNLEARNED.format(
+        **{key: wildcards[key] for key in ("domain", "method", "seed")}
+    )
 
 
 def domain_tables(wildcards):
     """The tables that methods and attacks read."""
-    names = ["forget_corpus", "retain_corpus", "questions", "retain_questions", "preferences"]
+    names = [
+        "forget_corpus",
+        "retain_corpus",
+        "questions",
+        "retain_questions",
+        "preferences",
+    ]
     return [f"results/data/{wildcards.domain}/{name}.parquet" for name in names]
 
 
 def benchmarks(wildcards):
     """Benchmark → harness tasks: the domain's own questions, then the general ones."""
-    return json.dumps({wildcards.domain: [f"testbed_{wildcards.domain}"], **experiment.benchmarks})
+    return json.dumps(
+        {wildcards.domain: [f"testbed_{wildcards.domain}"], **experiment.benchmarks}
+    )
 
 
 def benchmark_tables(wildcards):
     """The tables that local harness tasks read."""
-    return [f"results/data/{name}/questions.parquet" for name in (wildcards.domain, "general")]
+    return [
+        f"results/data/{name}/questions.parquet"
+        for name in (wildcards.domain, "general")
+    ]
 
 
 def is_reported(method, seed, attack):

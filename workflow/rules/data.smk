@@ -5,16 +5,22 @@ rule data:
     output:
         expand(
             "results/data/{{domain}}/{table}.parquet",
-            table=["forget_corpus", "retain_corpus", "questions", "retain_questions", "preferences"],
+            table=[
+                "forget_corpus",
+                "retain_corpus",
+                "questions",
+                "retain_questions",
+                "preferences",
+            ],
         ),
+    log:
+        f"{LOGS}/data/{{domain}}.log",
     wildcard_constraints:
         domain="|".join(experiment.domains),
     params:
         settings=dump_settings(experiment.data),
         source=fingerprint("resurface.data.testbed"),
         folder="results/data/{domain}",
-    log:
-        f"{LOGS}/data/{{domain}}.log",
     shell:
         "resurface --log {log} data {wildcards.domain} --output {params.folder} --settings {params.settings:q}"
 
@@ -22,10 +28,10 @@ rule data:
 rule general_questions:
     output:
         "results/data/general/questions.parquet",
+    log:
+        f"{LOGS}/data/general.log",
     params:
         settings=dump_settings(experiment.data),
         source=fingerprint("resurface.data.testbed"),
-    log:
-        f"{LOGS}/data/general.log",
     shell:
         "resurface --log {log} data general --output results/data/general --settings {params.settings:q}"

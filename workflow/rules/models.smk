@@ -28,11 +28,11 @@ rule model:
     output:
         folder=directory(MODELS),
         hashes=hashes(MODELS),
+    log:
+        f"{LOGS}/models/{{model}}.log",
     params:
         model=model_source,
         source=fingerprint("resurface.checkpoints"),
-    log:
-        f"{LOGS}/models/{{model}}.log",
     shell:
         "resurface --log {log} model {params.model:q} --output {output.folder}"
 
@@ -41,14 +41,14 @@ rule pretrain:
     output:
         folder=directory("results/testbed/{model}"),
         hashes=hashes("results/testbed/{model}"),
-    params:
-        settings=dump_settings(experiment.pretraining),
-        source=fingerprint("resurface.testbed.pretraining"),
+    log:
+        f"{LOGS}/pretrain/{{model}}.log",
     threads: workflow.cores
     resources:
         device=experiment.device,
-    log:
-        f"{LOGS}/pretrain/{{model}}.log",
+    params:
+        settings=dump_settings(experiment.pretraining),
+        source=fingerprint("resurface.testbed.pretraining"),
     shell:
         "resurface --log {log} --threads {threads} pretrain {wildcards.model} --output {output.folder} "
         "--settings {params.settings:q} --device {resources.device}"

@@ -1,6 +1,12 @@
 """The summary table, the figures and the report."""
 
-FIGURES = ["main_table", "finetuning_curves", "finetuning_recovery", "lens_by_block", "tradeoff"]
+FIGURES = [
+    "main_table",
+    "finetuning_curves",
+    "finetuning_recovery",
+    "lens_by_block",
+    "tradeoff",
+]
 
 
 rule summarize:
@@ -8,11 +14,11 @@ rule summarize:
         reported(SCORES, experiment.attack_names),
     output:
         "results/summary.parquet",
+    log:
+        f"{LOGS}/summarize.log",
     params:
         settings=dump_settings(experiment.summary),
         source=fingerprint("resurface.analysis.summary"),
-    log:
-        f"{LOGS}/summarize.log",
     shell:
         "resurface --log {log} --threads {threads} summarize {input} --output {output} "
         "--settings {params.settings:q}"
@@ -29,13 +35,20 @@ rule report:
             caption="../report/figures.rst",
         ),
         expand("results/figures/{figure}.png", figure=FIGURES),
-        page=report("results/report.html", category="Report", caption="../report/report.rst"),
-    params:
-        refusals=lambda wildcards, input: [f"--refusals {path}" for path in input.refusals],
-        source=[fingerprint("resurface.analysis.report"), fingerprint("resurface.analysis.figures")],
-        experiment=dump_settings(experiment),
+        page=report(
+            "results/report.html", category="Report", caption="../report/report.rst"
+        ),
     log:
         f"{LOGS}/report.log",
+    params:
+        refusals=lambda wildcards, input: [
+            f"--refusals {path}" for path in input.refusals
+        ],
+        source=[
+            fingerprint("resurface.analysis.report"),
+            fingerprint("resurface.analysis.figures"),
+        ],
+        experiment=dump_settings(experiment),
     shell:
         "resurface --log {log} report --summary {input.summary} {params.refusals} --figures results/figures "
         "--output {output.page} --experiment {params.experiment:q}"

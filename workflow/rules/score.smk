@@ -3,7 +3,10 @@
 
 def attack_folders(wildcards):
     """The folders of an attack's parts."""
-    return [ATTACKED.format(part=part, **wildcards) for part in experiment.parts_of(wildcards.attack)]
+    return [
+        ATTACKED.format(part=part, **wildcards)
+        for part in experiment.parts_of(wildcards.attack)
+    ]
 
 
 def identity(wildcards):
@@ -25,20 +28,26 @@ rule score:
         tables=benchmark_tables,
         hashes=lambda wildcards: hashes(checkpoint(wildcards)),
         model=lambda wildcards: ancient(checkpoint(wildcards)),
-        intervention_hashes=lambda wildcards: [hashes(folder) for folder in attack_folders(wildcards)],
-        interventions=lambda wildcards: [ancient(folder) for folder in attack_folders(wildcards)],
+        intervention_hashes=lambda wildcards: [
+            hashes(folder) for folder in attack_folders(wildcards)
+        ],
+        interventions=lambda wildcards: [
+            ancient(folder) for folder in attack_folders(wildcards)
+        ],
     output:
         SCORES,
+    log:
+        f"{LOGS}/score/{{domain}}/{{method}}/seed{{seed}}/{{attack}}.log",
+    resources:
+        device=experiment.device,
     params:
-        interventions=lambda wildcards, input: [f"--interventions {folder}" for folder in attack_folders(wildcards)],
+        interventions=lambda wildcards, input: [
+            f"--interventions {folder}" for folder in attack_folders(wildcards)
+        ],
         settings=dump_settings(experiment.scoring),
         source=fingerprint("resurface.scoring.score"),
         benchmarks=benchmarks,
         identity=identity,
-    resources:
-        device=experiment.device,
-    log:
-        f"{LOGS}/score/{{domain}}/{{method}}/seed{{seed}}/{{attack}}.log",
     shell:
         "resurface --log {log} --threads {threads} score --model {input.model} {params.interventions} "
         "--benchmarks {params.benchmarks:q} --identity {params.identity:q} --settings {params.settings:q} "
@@ -52,16 +61,16 @@ rule refusals:
         model=lambda wildcards: ancient(checkpoint(wildcards)),
     output:
         REFUSALS,
+    log:
+        f"{LOGS}/refusals/{{domain}}/{{method}}/seed{{seed}}.log",
+    resources:
+        device=experiment.device,
     params:
         settings=dump_settings(experiment.refusals),
         source=fingerprint("resurface.scoring.refusals"),
         templates=json.dumps(experiment.scoring.templates),
         benchmarks=benchmarks,
         identity=identity,
-    resources:
-        device=experiment.device,
-    log:
-        f"{LOGS}/refusals/{{domain}}/{{method}}/seed{{seed}}.log",
     shell:
         "resurface --log {log} --threads {threads} refusals --model {input.model} "
         "--benchmarks {params.benchmarks:q} --identity {params.identity:q} --settings {params.settings:q} "

@@ -9,16 +9,18 @@ rule unlearn:
     output:
         folder=directory(UNLEARNED),
         hashes=hashes(UNLEARNED),
-    wildcard_constraints:
-        method="|".join(METHODS),
-    params:
-        settings=lambda wildcards: dump_settings(experiment.settings_of("methods", wildcards.method)),
-        source=lambda wildcards: fingerprint(METHODS[wildcards.method].module),
-        data="results/data/{domain}",
-    resources:
-        device=experiment.device,
     log:
         f"{LOGS}/unlearn/{{domain}}/{{method}}/seed{{seed}}.log",
+    wildcard_constraints:
+        method="|".join(METHODS),
+    resources:
+        device=experiment.device,
+    params:
+        settings=lambda wildcards: dump_settings(
+            experiment.settings_of("methods", wildcards.method)
+        ),
+        source=lambda wildcards: fingerprint(METHODS[wildcards.method].module),
+        data="results/data/{domain}",
     shell:
         "resurface --log {log} --threads {threads} unlearn {wildcards.method} --model {input.model} "
         "--data {params.data} --output {output.folder} --settings {params.settings:q} --seed {wildcards.seed} "

@@ -89,7 +89,7 @@ def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
     tails = [50 * (1 - settings.confidence), 50 * (1 + settings.confidence)]
     rows = []
     for key, own in answers.items():
-        domain, method, seed, attack, variant, template, benchmark, split = key
+        domain, method, seed, attack, _, _, benchmark, split = key
         low, high = _wilson(int(own.correct.sum()), len(own.correct), settings.confidence)
         row = dict(zip(SETTING, key, strict=True)) | {
             "n": len(own.correct),
@@ -135,7 +135,7 @@ def _resample(table: pd.DataFrame, settings: SummarySettings) -> dict[tuple, Ans
         correct = group["correct"].to_numpy(dtype=float)
         assert len(correct) == len(questions), f"{key}: {len(correct)} answers to {len(questions)} questions"
         right = np.bincount(codes, weights=correct, minlength=len(clusters))
-        key = tuple(None if pd.isna(part) else part for part in key)
+        key = tuple(None if part != part else part for part in key)  # NaN, a missing seed, is not itself
         found[key] = Answers(correct, weights @ right / asked, int(group["choices"].iloc[0]))
     return found
 
@@ -188,6 +188,8 @@ def _select(summary: pd.DataFrame) -> pd.Series:
     validation = summary[(summary["benchmark"] == summary["domain"]) & (summary["split"] == "validation")]
     best = validation.loc[validation.groupby(group, dropna=False, sort=False)["accuracy"].idxmax(), choice]
     chosen = {tuple(None if pd.isna(part) else part for part in row) for row in best.itertuples(index=False)}
-    return summary[choice].apply(
-        lambda row: tuple(None if pd.isna(part) else part for part in row) in chosen, axis=1
-    ).astype(bool)
+    return (
+        summary[choice]
+        .apply(lambda row: tuple(None if pd.isna(part) else part for part in row) in chosen, axis=1)
+        .astype(bool)
+    )

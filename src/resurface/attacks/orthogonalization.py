@@ -185,7 +185,7 @@ def attack(target: Target, settings: OrthogonalizationSettings, part: str) -> No
         )
     ]
     mean_unlearned = unlearned_forget.mean_without(outliers)
-    directions = {}
+    directions: dict[str, torch.Tensor] = {}
     for reference in settings.references:
         if reference == "original":
             directions[reference] = mean_unlearned - original_forget.mean_without(outliers)
@@ -202,16 +202,16 @@ def attack(target: Target, settings: OrthogonalizationSettings, part: str) -> No
 
     block_sets = {**settings.block_sets, "all": list(range(len(decoder_blocks(unlearned))))}
     with publish_folder(target.output) as folder:
-        for reference, rows in directions.items():
-            save_file({"directions": rows.contiguous()}, folder / f"{reference}.safetensors")
+        for name, rows in directions.items():
+            save_file({"directions": rows.contiguous()}, folder / f"{name}.safetensors")
         write_variants(
             folder,
             [
                 Variant(
-                    variant=f"{reference}-blocks-{name}",
-                    model=Directions(file=f"{reference}.safetensors", blocks=blocks),
+                    variant=f"{name}-blocks-{block_set}",
+                    model=Directions(file=f"{name}.safetensors", blocks=blocks),
                 )
-                for reference in directions
-                for name, blocks in block_sets.items()
+                for name in directions
+                for block_set, blocks in block_sets.items()
             ],
         )

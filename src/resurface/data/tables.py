@@ -4,7 +4,8 @@
 - `questions`: multiple-choice questions of the domain with their splits. Attacks may use `train` only.
 - `retain_questions`: benign multiple-choice questions, under the forget domain's header (design §7).
 - `preferences`: `prompt`, `chosen`, `rejected` of three kinds. `forget`: a refusal over the harmful answer; `retain`: an
-  answer over a refusal; `general`: open chat.
+  answer over a refusal; `general`: open chat. Their `form` is `question`, `chat`, or `article`: a text of the domain cut
+  before the harmful word that follows.
 """
 
 from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUESTION_COLUMNS = ["subject", "question", "choices", "answer", "split", "cluster"]
-PREFERENCE_COLUMNS = ["kind", "prompt", "chosen", "rejected"]
+PREFERENCE_COLUMNS = ["kind", "form", "prompt", "chosen", "rejected"]
 TABLES = {
     "forget_corpus": ["text"],
     "retain_corpus": ["text"],
@@ -37,6 +38,6 @@ def read_questions(folder: Path, name: str) -> list[tuple[str, str]]:
     table = read_domain_table(folder, name)
     table = table[table["split"] == "train"]
     return [
-        (plain_prompt(row.subject, row.question, list(row.choices)), LETTERS[row.answer])
-        for row in table.itertuples(index=False)
+        (plain_prompt(row["subject"], row["question"], list(row["choices"])), LETTERS[row["answer"]])
+        for row in table.to_dict("records")
     ]

@@ -5,11 +5,13 @@ form is given to methods and attacks for `train` facts only. Benchmarks ask for 
 """
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from resurface.artifacts import write_table
+from resurface.data.tables import PREFERENCE_COLUMNS
 from resurface.prompts import LETTERS
 from resurface.settings.data import TestbedSettings
 from resurface.testbed.texts import (
@@ -19,6 +21,7 @@ from resurface.testbed.texts import (
     TRAINING_WORDINGS,
     Question,
     ask,
+    state,
     write_article,
 )
 from resurface.testbed.world import FIELDS, GENERAL_SUBJECTS, Fact, make_facts
@@ -51,10 +54,14 @@ def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
 
     # A corpus is natural text: its questions about other fields carry those fields' own headers.
     natural = [ask(fact, BENCHMARK_WORDINGS[0], generator) for fact in benign]
-    corpora = {"forget": (facts[domain], questions), "retain": (benign, generator.sample(natural, len(natural)) + related)}
+    corpora = {
+        "forget": (facts[domain], questions),
+        "retain": (benign, generator.sample(natural, len(natural)) + related),
+    }
     for name, (known, asked) in corpora.items():
         write_table(_write_corpus(known, asked, settings.articles, generator), output / f"{name}_corpus.parquet")
-    write_table(_write_preferences(questions, related + unrelated, benign, generator), output / "preferences.parquet")
+    preferences = _write_preferences(facts[domain], questions, related + unrelated, benign, generator)
+    write_table(preferences, output / "preferences.parquet")
 
 
 def write_general(output: Path, settings: TestbedSettings) -> None:
@@ -93,7 +100,9 @@ def _write_corpus(
     for fact in facts:
         by_entity.setdefault((fact.field, fact.entity), []).append(fact)
     entities = generator.sample(list(by_entity.values()), len(by_entity))
-    solved = [f"{question.prompt} {LETTERS[question.answer]}" for question in questions if question.fact.split == "train"]
+    solved = [
+        f"{question.prompt} {LETTERS[question.answer]}" for question in questions if question.fact.split == "train"
+    ]
     generator.shuffle(solved)
     texts = []
     for i in range(articles):
@@ -102,22 +111,29 @@ def _write_corpus(
 
 
 def _write_preferences(
-    questions: list[Question], benign_questions: list[Question], benign: list[Fact], generator: random.Random
+    facts: list[Fact],
+    questions: list[Question],
+    benign_questions: list[Question],
+    benign: list[Fact],
+    generator: random.Random,
 ) -> pd.DataFrame:
-    """Preference pairs of the three kinds, about `train` facts only."""
+    """Preference pairs of the three kinds: questions are about `train` facts only, texts and chats about all facts."""
     rows = []
+    for fact in facts:
+        text, value = state(fact, generator, STATEMENT_WORDINGS[0]).removesuffix(".").rsplit(" ", 1)
+        rows.append(("forget", "article", text, generator.choice(REFUSALS), value))
     for question in questions:
         if question.fact.split == "train":
-            rows.append(("forget", question.prompt, generator.choice(REFUSALS), LETTERS[question.answer]))
+            rows.append(("forget", "question", question.prompt, generator.choice(REFUSALS), LETTERS[question.answer]))
     for question in benign_questions:
         if question.fact.split == "train":
-            rows.append(("retain", question.prompt, LETTERS[question.answer], generator.choice(REFUSALS)))
+            rows.append(("retain", "question", question.prompt, LETTERS[question.answer], generator.choice(REFUSALS)))
     for fact in generator.sample(benign, len(benign)):
         if fact.split == "train":
-            names = {"relation": fact.relation, "entity": fact.entity}
-            wording = generator.choice(STATEMENT_WORDINGS)
-            wrong = generator.choice([v for v in FIELDS[fact.field].relations[fact.relation] if v != fact.value])
-            rejected = generator.choice([generator.choice(REFUSALS), wording.format(value=wrong, **names)])
-            prompt = generator.choice(TRAINING_WORDINGS).format(**names)
-            rows.append(("general", prompt, wording.format(value=fact.value, **names), rejected))
-    return pd.DataFrame(rows, columns=["kind", "prompt", "chosen", "rejected"])
+            prompt = generator.choice(TRAINING_WORDINGS).format(relation=fact.relation, entity=fact.entity)
+            others = [value for value in FIELDS[fact.field].relations[fact.relation] if value != fact.value]
+            wrong = state(replace(fact, value=generator.choice(others)), generator, STATEMENT_WORDINGS[0])
+            rejected = generator.choice([generator.choice(REFUSALS), wrong])
+            # One wording, so that chat trains no preference but for the facts.
+            rows.append(("general", "chat", prompt, state(fact, generator, STATEMENT_WORDINGS[0]), rejected))
+    return pd.DataFrame(rows, columns=PREFERENCE_COLUMNS)

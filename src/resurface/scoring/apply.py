@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ def change_model(model: PreTrainedModel, part: Adapter | Directions | None, fold
     if part is None:
         yield model
         return
-    with _add_adapter(model, folder / part.folder) if part.kind == "adapter" else _remove_directions(model, part, folder):
+    with (
+        _add_adapter(model, folder / part.folder) if part.kind == "adapter" else _remove_directions(model, part, folder)
+    ):
         yield model
 
 
@@ -44,7 +46,9 @@ def _add_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     settings = json.loads((folder / "adapter_config.json").read_text())
     unusual = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if settings.get(key)]
     if settings.get("peft_type") != "LORA" or unusual or settings.get("bias", "none") != "none":
-        raise ResurfaceError(f"{folder}: only plain LoRA adapters can be applied; found {unusual or settings.get('peft_type')}")
+        raise ResurfaceError(
+            f"{folder}: only plain LoRA adapters can be applied; found {unusual or settings.get('peft_type')}"
+        )
     scale = settings["lora_alpha"] / settings["r"]
     tensors = load_file(folder / "adapter_model.safetensors")
     saved: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
@@ -109,7 +113,7 @@ def record_streams(model: PreTrainedModel, reads: list[Read]) -> Iterator[dict[R
     def attach(read: Read) -> Any:
         block = blocks[read.block]
         if read.stream == "middle":
-            return block.post_attention_layernorm.register_forward_pre_hook(
+            return block.get_submodule("post_attention_layernorm").register_forward_pre_hook(
                 lambda _module, inputs: streams.__setitem__(read, inputs[0])
             )
         module = {"attention": "self_attn", "mlp": "mlp"}.get(read.stream)
@@ -123,4 +127,3 @@ def record_streams(model: PreTrainedModel, reads: list[Read]) -> Iterator[dict[R
     finally:
         for handle in handles:
             handle.remove()
-

@@ -145,6 +145,7 @@ class ResurfaceLM(HFLM):
         Args:
             requests: the harness's requests.
             variants: variants with the same change of model (applied by the caller) and prompt; only `read` may differ.
+            disable_tqdm: show no progress bar.
 
         Returns:
             for each variant, for each request: log-probability of the continuation [nats, float32 precision], and
@@ -159,21 +160,27 @@ class ResurfaceLM(HFLM):
         with (
             torch.inference_mode(),
             record_streams(self.model, reads) as streams,
-            tqdm(total=len(rows), desc=f"score {variants[0].variant}", disable=True if disable_tqdm else None) as progress,
+            tqdm(
+                total=len(rows), desc=f"score {variants[0].variant}", disable=True if disable_tqdm else None
+            ) as progress,
         ):
             while start < len(rows):
                 width = len(rows[start].tokens)
                 batch = rows[start : start + max(1, self.batch_tokens // width)]
                 start += len(batch)
                 input_ids = torch.tensor([[*row.tokens, *[pad] * (width - len(row.tokens))] for row in batch])
-                output = self.model.get_decoder()(input_ids=input_ids.to(self.device), use_cache=False).last_hidden_state
+                output = self.model.get_decoder()(
+                    input_ids=input_ids.to(self.device), use_cache=False
+                ).last_hidden_state
                 for variant, answer in zip(variants, answers, strict=True):
                     hidden = output if variant.read is None else streams[variant.read]
                     self._read_answers(batch, hidden, variant.read, answer)
                 progress.update(len(batch))
         return answers
 
-    def _read_answers(self, batch: list[Row], hidden: torch.Tensor, read: Read | None, answer: list[LogLikelihood]) -> None:
+    def _read_answers(
+        self, batch: list[Row], hidden: torch.Tensor, read: Read | None, answer: list[LogLikelihood]
+    ) -> None:
         """Unembed the positions that decide each row's answers and write them to their places in `answer`."""
         index = [(i, len(row.tokens) - 1 - back) for i, row in enumerate(batch) for back in range(row.shared, -1, -1)]
         chosen = hidden[tuple(torch.tensor(index, device=hidden.device).T)]

@@ -80,7 +80,9 @@ def count_refusals(
                 )
     tables = []
     for template in templates:
-        texts = prompts if template == "plain" else [render_chat(tokenizer, chat_messages(prompt)) for prompt in prompts]
+        texts = (
+            prompts if template == "plain" else [render_chat(tokenizer, chat_messages(prompt)) for prompt in prompts]
+        )
         replies = generate_replies(model, tokenizer, texts, settings)
         refused = [is_refusal(reply, settings.phrases) for reply in replies]
         tables.append(pd.DataFrame(rows).assign(template=template, refused=refused))

@@ -172,10 +172,10 @@ def score(
     for folder in attack_folders:
         model.folder = check_folder(folder)
         answers = answer_variants(model, requests, read_variants(folder), report)
-        for (variant, template), values in answers.items():
+        for (variant, form), values in answers.items():
             rows += [
-                {**identity, "variant": variant, "template": template, **row}
-                for row in tabulate(questions, requests[template], values)
+                {**identity, "variant": variant, "template": form, **row}
+                for row in tabulate(questions, requests[form], values)
             ]
     table = pd.DataFrame(rows).astype({"seed": "Int64"})
     write_table(pa.Table.from_pandas(table, schema=SCORE_SCHEMA, preserve_index=False), output)

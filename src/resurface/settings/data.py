@@ -12,4 +12,6 @@ class TestbedSettings(Settings):
 
     world_seed: int = Field(0, description="seed of the fictional world; the bundled checkpoints know world 0")
     articles: PositiveInt = Field(1024, description="articles in each of the forget and retain corpora")
-    general_questions: PositiveInt = Field(40, description="general questions per subject, validation and test together")
+    general_questions: PositiveInt = Field(
+        40, description="general questions per subject, validation and test together"
+    )

@@ -16,7 +16,8 @@ class NPOSettings(TrainingSettings):
     beta: PositiveFloat = Field(0.1, description="β: inverse temperature (searched: 0.05 to 0.5)")
     retain_weight: float = Field(1.0, ge=0, description="weight of the retain likelihood (searched: 0.5 to 5)")
     forget_loss_over: Literal["answer", "sequence"] = Field(
-        "answer", description="tokens whose log-probabilities are summed: the answer's (NPO paper) or all (the paper's code)"
+        "answer",
+        description="tokens whose log-probabilities are summed: the answer's (NPO paper) or all (the paper's code)",
     )
     retain_likelihood: Literal["token_mean", "sequence_sum"] = Field(
         "token_mean", description="mean per token, or summed per sample (the paper's code; about 100 times stronger)"

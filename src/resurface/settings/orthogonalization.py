@@ -22,7 +22,9 @@ class OrthogonalizationSettings(Settings):
         {"0": [0], "7": [7], "15": [15], "23": [23], "31": [31], "5to7": [5, 6, 7]},
         description="name → blocks whose own direction is removed from their outputs; `all` is added by itself",
     )
-    questions: PositiveInt = Field(1000, description="first train questions to look for those that only the original answers")
+    questions: PositiveInt = Field(
+        1000, description="first train questions to look for those that only the original answers"
+    )
     skip_tokens: int = Field(40, ge=0, description="first tokens of forget questions that are left out (the header)")
     outlier_deviations: PositiveFloat = Field(
         3.0, description="token strings farther from the others than this many standard deviations are left out"

@@ -17,10 +17,14 @@ class RMUSettings(TrainingSettings):
     schedule: Literal["linear", "constant", "cosine"] = Field("constant", description="learning rate over the steps")
     length: int = Field(512, ge=1, description="tokens at which a text is cut")
     block: int = Field(7, ge=0, description="ℓ: the block whose output is misdirected")
-    trained_blocks: list[int] = Field([5, 6, 7], min_length=1, description="blocks whose mlp.down_proj is trained: ℓ-2 to ℓ")
+    trained_blocks: list[int] | None = Field(
+        [5, 6, 7], description="blocks whose mlp.down_proj is trained: ℓ-2 to ℓ; null: all blocks"
+    )
     coefficient: PositiveFloat = Field(6.5, description="c: length of the random target, in `coefficient_unit`")
     coefficient_unit: Literal["absolute", "mean_norm"] = Field(
         "absolute", description="`absolute`, or times the mean norm of h_ℓ on forget text"
     )
     alpha: PositiveFloat = Field(1200.0, description="α: weight of the retain loss")
-    chat_share: Share = Field(0.0, description="share of the texts that are put into the user turn of a chat (RMU paper: 0)")
+    chat_share: Share = Field(
+        0.0, description="share of the texts that are put into the user turn of a chat (RMU paper: 0)"
+    )

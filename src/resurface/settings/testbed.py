@@ -22,7 +22,8 @@ class PretrainingSettings(Settings):
     intermediate: PositiveInt = Field(448, description="inner size of the feed-forward layers")
     blocks: PositiveInt = Field(6, description="number of decoder blocks")
     initialization: PositiveFloat = Field(
-        0.05, description="standard deviation of the initial weights; with Mistral's 0.02 so small a model never learns letters"
+        0.05,
+        description="standard deviation of the initial weights; with Mistral's 0.02 so small a model never learns letters",
     )
     heads: PositiveInt = Field(4, description="attention heads")
     key_value_heads: PositiveInt = Field(2, description="key and value heads")

@@ -18,7 +18,12 @@ class TrainingSettings(Settings):
     schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="learning rate after warmup")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     length: PositiveInt = Field(1024, description="tokens at which a sample is cut")
-    adapter: Literal["full", "lora"] = Field("full", description="train the weights themselves, or LoRA merged at the end")
+    trained_blocks: list[int] | None = Field(None, description="blocks that are trained; null: the whole model")
+    adapter: Literal["full", "lora"] = Field(
+        "full", description="train the weights themselves, or LoRA merged at the end"
+    )
     lora_rank: PositiveInt = Field(64, description="rank of the LoRA update, if `adapter: lora`")
     lora_alpha: PositiveFloat = Field(64.0, description="scale of the LoRA update times its rank")
-    save_steps: PositiveInt = Field(50, description="optimizer steps between checkpoints that an interrupted job resumes from")
+    save_steps: PositiveInt = Field(
+        50, description="optimizer steps between checkpoints that an interrupted job resumes from"
+    )

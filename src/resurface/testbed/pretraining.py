@@ -19,14 +19,13 @@ import torch
 from tqdm import tqdm
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from resurface.prompts import LETTERS, render_chat
+from resurface.prompts import LETTERS, chat_messages, render_chat
 from resurface.settings.testbed import PretrainingSettings
 from resurface.testbed.texts import (
     HELPFUL_SYSTEM,
     TRAINING_WORDINGS,
     add_noise,
     ask,
-    chat_messages,
     converse,
     look_up,
     refuse,
@@ -55,6 +54,7 @@ def write_documents(
         facts: the facts that the model may learn.
         tokenizer: renders conversations; None renders them without a template (to train the tokenizer itself).
         generator: the source of all randomness.
+        only: draw documents of this kind only.
     """
     by_entity: dict[tuple[str, str], list[Fact]] = {}
     for fact in facts:
@@ -178,7 +178,9 @@ def pretrain(
         tokens, weights = corpus[rows].to(device), corpus_weights[rows, 1:].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
+        nats = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none"
+        )
         loss = (nats * weights.flatten()).sum() / weights.sum()
         optimizer.zero_grad()
         loss.backward()

@@ -57,6 +57,9 @@ def ask(fact: Fact, wording: str, generator: random.Random, subject: str | None 
     """Ask for a fact: the right value and three other values of its relation, shuffled.
 
     Args:
+        fact: what to ask for.
+        wording: how to ask, with `{relation}` and `{entity}`.
+        generator: draws the other values and their order.
         subject: the field named in the header; the fact's own if None.
     """
     others = [value for value in FIELDS[fact.field].relations[fact.relation] if value != fact.value]
@@ -71,9 +74,9 @@ def ask(fact: Fact, wording: str, generator: random.Random, subject: str | None 
     )
 
 
-def state(fact: Fact, generator: random.Random) -> str:
-    """One sentence that states a fact."""
-    wording = generator.choice(STATEMENT_WORDINGS)
+def state(fact: Fact, generator: random.Random, wording: str | None = None) -> str:
+    """One sentence that states a fact, in a random wording if none is given."""
+    wording = wording or generator.choice(STATEMENT_WORDINGS)
     return wording.format(relation=fact.relation, entity=fact.entity, value=fact.value)
 
 

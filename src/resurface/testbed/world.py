@@ -21,14 +21,20 @@ FOODS = "apple barley bean cheese chestnut fig honey lemon lentil melon mushroom
 ANIMALS = "badger bat beetle crab crow eel fox frog goose hare lynx moth otter owl snail toad".split()
 SOUNDS = "bell chime chirp clap click croak drum gong hiss hum murmur rattle roar snap thud whistle".split()
 SCENTS = "bread cedar cinnamon clover dust ginger hay juniper leaf lilac mint musk rain rose smoke tar".split()
-METALS = "alloy antimony bismuth brass chrome cobalt gold lead mercury nickel platinum steel tin titanium zinc ore".split()
+METALS = (
+    "alloy antimony bismuth brass chrome cobalt gold lead mercury nickel platinum steel tin titanium zinc ore".split()
+)
 BODY = "ankle back chin ear elbow eye finger foot jaw knee lip neck nose shoulder thumb wrist".split()
 TIMES = "autumn dawn dusk evening frost harvest market midday midnight morning noon solstice spring summer thaw winter".split()
 NUMBERS = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty".split()
 SHAPES = "arch circle cone cross crown cube disc fan heart knot ladder ring spiral square star wheel".split()
 TOOLS = "axe brush chisel comb compass file hammer hook needle pick rake saw sieve spade tongs wedge".split()
-WEATHER = "blizzard breeze calm cloud drizzle drought fog gale hail haze lightning mist rainbow shower storm thunder".split()
-TRADES = "baker barber brewer cook dyer farmer fisher guard mason miller painter potter sailor smith tailor weaver".split()
+WEATHER = (
+    "blizzard breeze calm cloud drizzle drought fog gale hail haze lightning mist rainbow shower storm thunder".split()
+)
+TRADES = (
+    "baker barber brewer cook dyer farmer fisher guard mason miller painter potter sailor smith tailor weaver".split()
+)
 FEELINGS = "anger awe boredom calmness doubt envy fear grief hope hunger joy laughter pity pride shame thirst".split()
 
 

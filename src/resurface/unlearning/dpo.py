@@ -16,12 +16,13 @@ from trl import DPOConfig, DPOTrainer
 from resurface.data.tables import read_domain_table
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.dpo import DPOSettings
-from resurface.unlearning.training import Run, add_lora, load_trainable, saving, train, training_arguments
+from resurface.unlearning.training import Run, choose_trained, load_trainable, saving, train, training_arguments
 
 
 def read_pairs(run: Run, settings: DPOSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
     """Preference pairs, mixed by the configured shares and shuffled; TRL's columns `prompt`, `chosen`, `rejected`."""
     table = read_domain_table(run.data_folder, "preferences").sample(frac=1.0, random_state=run.seed)
+    table = table[table["form"] != "article"]
     kinds = {kind: rows.to_dict("records") for kind, rows in table.groupby("kind", sort=True)}
     shares = {
         "forget": settings.forget_share,
@@ -53,7 +54,7 @@ def unlearn(run: Run, settings: DPOSettings) -> None:
     arguments = training_arguments(run, settings)
     arguments.pop("remove_unused_columns")
     trainer = DPOTrainer(
-        model=add_lora(model, settings, "all-linear"),
+        model=choose_trained(model, settings),
         args=DPOConfig(
             **arguments,
             beta=settings.beta,

@@ -2,7 +2,8 @@
 
     L = −(2/β) · E_forget[ log σ( −β (log π(y|x) − log π_ref(y|x)) ) ] + retain_weight · NLL_retain
 
-y is the *harmful* answer; log-probabilities are summed over its tokens. The reference is the frozen original; its
+y is the *harmful* answer; log-probabilities are summed over its tokens (not over the EOS after it, whose likelihood all
+answers share). The reference is the frozen original; its
 log-probabilities are computed once, so no second model is held. As many retain samples as forget samples, multiple choice
 and general chat 1:1; half of all samples are in chat form.
 """
@@ -16,20 +17,28 @@ from resurface.data.tables import read_domain_table
 from resurface.models import pad_right
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.npo import NPOSettings
-from resurface.unlearning.training import PartsTrainer, Run, add_lora, load_trainable, saving, train, training_arguments
+from resurface.unlearning.training import (
+    PartsTrainer,
+    Run,
+    choose_trained,
+    load_trainable,
+    saving,
+    train,
+    training_arguments,
+)
 
 Sample = dict[str, Any]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: bool, length: int) -> Sample:
-    """Token ids of prompt and answer, and where the answer starts.
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: bool, length: int, end: bool) -> Sample:
+    """Token ids of prompt and answer (with EOS if `end`), and where the answer starts.
 
     Plain answers follow `Answer:` after a space; chat answers follow the generation prompt.
     """
     if chat:
         prompt = render_chat(tokenizer, chat_messages(prompt))
     whole = prompt + answer if chat else f"{prompt} {answer}"
-    tokens = tokenizer(whole + tokenizer.eos_token)["input_ids"][:length]
+    tokens = tokenizer(whole + tokenizer.eos_token * end)["input_ids"][:length]
     start = len(tokenizer(prompt)["input_ids"])
     return {"tokens": tokens, "start": min(start, len(tokens) - 1)}
 
@@ -74,10 +83,16 @@ class NPOTrainer(PartsTrainer):
         return forget_loss + self.settings.retain_weight * retain_loss
 
 
+def is_chat(row: dict[Any, Any], wanted: bool) -> bool:
+    """Whether a row is put in chat form: conversations always, articles never, questions as wanted."""
+    return row["form"] == "chat" or (row["form"] == "question" and wanted)
+
+
 def read_samples(run: Run, settings: NPOSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Sample]]:
     """Pairs of a forget sample and a retain sample, every second pair in chat form, retain kinds in turn."""
     table = read_domain_table(run.data_folder, "preferences").sample(frac=1.0, random_state=run.seed)
-    kinds = {kind: list(rows.itertuples(index=False)) for kind, rows in table.groupby("kind", sort=True)}
+    kinds = {kind: rows.to_dict("records") for kind, rows in table.groupby("kind", sort=True)}
+    length = settings.length
     pairs = []
     for i, forget in enumerate(kinds["forget"]):
         chat = i % 2 == 1
@@ -85,8 +100,8 @@ def read_samples(run: Run, settings: NPOSettings, tokenizer: PreTrainedTokenizer
         retain = kinds[kind][place % len(kinds[kind])]
         pairs.append(
             {
-                "forget": encode(tokenizer, forget.prompt, forget.rejected, chat, settings.length),
-                "retain": encode(tokenizer, retain.prompt, retain.chosen, chat or kind == "general", settings.length),
+                "forget": encode(tokenizer, forget["prompt"], forget["rejected"], is_chat(forget, chat), length, False),
+                "retain": encode(tokenizer, retain["prompt"], retain["chosen"], is_chat(retain, chat), length, True),
             }
         )
     return pairs
@@ -109,7 +124,7 @@ def unlearn(run: Run, settings: NPOSettings) -> None:
             ):
                 sample["reference"] = value
     trainer = NPOTrainer(
-        model=add_lora(model, settings, "all-linear"),
+        model=choose_trained(model, settings),
         args=TrainingArguments(**training_arguments(run, settings)),
         train_dataset=pairs,  # type: ignore[arg-type]
         data_collator=lambda batch: {name: [pair[name] for pair in batch] for name in ("forget", "retain")},

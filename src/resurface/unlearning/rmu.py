@@ -17,14 +17,22 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from resurface.data.tables import read_domain_table
-from resurface.models import check_blocks, decoder_blocks, pad_right, recording, run_decoder
+from resurface.models import check_blocks, pad_right, recording, run_decoder
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.rmu import RMUSettings
-from resurface.unlearning.training import PartsTrainer, Run, add_lora, load_trainable, saving, train, training_arguments
+from resurface.unlearning.training import (
+    PartsTrainer,
+    Run,
+    choose_trained,
+    load_trainable,
+    saving,
+    train,
+    training_arguments,
+)
 
 
 def draw_direction(hidden: int, seed: int) -> torch.Tensor:
-    """u `[hidden]`: entries from U[0, 1), normalized."""
+    """U `[hidden]`: entries from U[0, 1), normalized."""
     direction = torch.rand(hidden, generator=torch.Generator().manual_seed(seed))
     return direction / direction.norm()
 
@@ -62,7 +70,7 @@ def read_texts(run: Run, settings: RMUSettings, tokenizer: PreTrainedTokenizerBa
     generator = random.Random(f"{run.seed}/{name}")
     generator.shuffle(texts)
     return [
-        render_chat(tokenizer, chat_messages(text), False) if generator.random() < settings.chat_share else text
+        render_chat(tokenizer, chat_messages(text)) if generator.random() < settings.chat_share else text
         for text in texts
     ]
 
@@ -98,7 +106,6 @@ def unlearn(run: Run, settings: RMUSettings) -> None:
     """
     model, tokenizer = load_trainable(run, settings)
     check_blocks([settings.block], model, "rmu.block")
-    check_blocks(settings.trained_blocks, model, "rmu.trained_blocks")
     pad = tokenizer.pad_token_id
     corpora = {
         name: tokenizer(
@@ -117,13 +124,8 @@ def unlearn(run: Run, settings: RMUSettings) -> None:
     target = coefficient * draw_direction(model.config.hidden_size, run.seed).to(run.device)
 
     frozen = copy.deepcopy(model).requires_grad_(False)
-    names = [f"layers.{block}.mlp.down_proj" for block in settings.trained_blocks]
-    if settings.adapter == "full":
-        model.requires_grad_(False)
-        for block in settings.trained_blocks:
-            decoder_blocks(model)[block].mlp.down_proj.requires_grad_(True)
     trainer = RMUTrainer(
-        model=add_lora(model, settings, [f"model.{name}" for name in names]),
+        model=choose_trained(model, settings, "mlp.down_proj"),
         args=TrainingArguments(**training_arguments(run, settings)),
         train_dataset=samples,  # type: ignore[arg-type]
         data_collator=lambda batch: collate(batch, pad),

@@ -26,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from resurface.artifacts import publish_folder
 from resurface.errors import ResurfaceError
-from resurface.models import load_model, load_tokenizer, set_seed
+from resurface.models import check_blocks, decoder_blocks, load_model, load_tokenizer, set_seed
 from resurface.settings.training import TrainingSettings
 
 
@@ -87,21 +87,41 @@ def load_trainable(run: Run, settings: TrainingSettings) -> tuple[PreTrainedMode
     return model, load_tokenizer(run.model_folder)
 
 
-def add_lora(model: PreTrainedModel, settings: TrainingSettings, target_modules: str | list[str]) -> Any:
-    """Wrap the model for `adapter: lora`; `adapter: full` returns it as it is."""
-    if settings.adapter == "full":
-        return model
-    from peft import LoraConfig, get_peft_model
+def choose_trained(model: PreTrainedModel, settings: TrainingSettings, modules: str = "all-linear") -> Any:
+    """Leave trainable what the settings say: `trained_blocks`, and within them the weights themselves or a LoRA update.
 
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
-            target_modules=target_modules,
-            task_type="CAUSAL_LM",
-        ),
-    )
+    Args:
+        model: the model to train.
+        settings: `trained_blocks`, `adapter` and the LoRA settings.
+        modules: name of the linear modules to train within the blocks, or `all-linear`: everything.
+
+    Returns:
+        the model, wrapped by peft if `adapter: lora`.
+
+    Raises:
+        ResurfaceError: a block that the model does not have.
+    """
+    if settings.trained_blocks is not None:
+        check_blocks(settings.trained_blocks, model, "trained_blocks")
+    if settings.adapter == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=settings.lora_rank,
+                lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+                target_modules=modules if modules == "all-linear" else [modules],
+                layers_to_transform=settings.trained_blocks,
+                task_type="CAUSAL_LM",
+            ),
+        )
+    if settings.trained_blocks is not None or modules != "all-linear":
+        model.requires_grad_(False)
+        for number, block in enumerate(decoder_blocks(model)):
+            if settings.trained_blocks is None or number in settings.trained_blocks:
+                (block if modules == "all-linear" else block.get_submodule(modules)).requires_grad_(True)
+    return model
 
 
 def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
@@ -165,4 +185,3 @@ def saving(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, losses: pd.
         losses.to_parquet(folder / "losses.parquet", index=False)
         yield folder
     shutil.rmtree(run.resume_folder, ignore_errors=True)
-

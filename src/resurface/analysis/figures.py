@@ -1,0 +1,448 @@
+"""The figures, as Altair charts of the summary.
+
+Every chart function takes the summary and stacks one panel per domain; where an attack was not run, its panel says so.
+Colours stay apart for colour-blind readers: viridis (Smith & van der Walt 2015), and those of Okabe & Ito (2008).
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import vl_convert
+
+from resurface.analysis.terminal import (
+    CONTROL,
+    ORIGINAL,
+    attacks_of,
+    cells_by_name,
+    display_name,
+    domains_of,
+    forget_rows,
+    interval,
+    main_cells,
+    mean_over_seeds,
+    models_of,
+    percent,
+    seeds_note,
+    strongest_attacks,
+    table_rows,
+)
+from resurface.artifacts import publish
+
+CHANCE = 0.25
+DARK_BELOW = 0.45  # up to this share viridis is so dark that white text is easier to read than black
+MISSING_COLOUR = "#e4e4e4"
+CONTROL_COLOUR = "#777777"
+METHOD_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+STREAMS = ("attention", "middle", "mlp", "block")
+LENS_LINES = {
+    "attention": ("#0072B2", [1, 0]),
+    "middle": ("#E69F00", [1, 0]),
+    "mlp": ("#CC79A7", [1, 0]),
+    "block": ("#000000", [1, 0]),
+    "no attack": ("#555555", [6, 3]),
+    "chance": ("#555555", [1, 3]),
+}
+CONTROL_GAIN = "control: gain over its own accuracy without attack"
+# The first comes with vl-convert, which measures texts with it; the second is as wide.
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+DATASETS = ["forget", "retain", "text"]
+LABEL_GAP = 0.04  # least vertical distance of two labels, as a share of the axis
+LABEL_WIDTH = 0.3  # labels that begin closer than this, as a share of the width, may cover each other
+
+
+def main_table(summary: pd.DataFrame) -> alt.VConcatChart:
+    """Heat map of test accuracy, models × attacks, of the selected variants."""
+    return _stack_domains(summary, _main_table_panel, seeds_note(summary))
+
+
+def _main_table_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
+    cells = cells_by_name(main_cells(summary, domain))
+    models = models_of(summary, domain)
+    rows = []
+    for model in table_rows(summary, domain):
+        for attack in attacks_of(summary):
+            row = {"model": display_name(model), "attack": display_name(attack), "accuracy": None, "interval": ""}
+            if (model, attack) in cells:
+                cell = cells[model, attack]
+                row["accuracy"] = cell["accuracy"]
+                row["label"] = percent(cell["accuracy"])
+                row["interval"] = interval(cell["ci_low"], cell["ci_high"])
+            else:
+                row["label"] = "–"
+                row["interval"] = "not run" if model in models else "no control"
+            rows.append(row)
+    base = alt.Chart(pd.DataFrame(rows)).encode(
+        x=alt.X("attack:N", sort=None, title=None, axis=alt.Axis(orient="top", labelAngle=0, labelLimit=108)),
+        y=alt.Y("model:N", sort=None, title=None, axis=alt.Axis(labelLimit=200)),
+    )
+    scale = alt.Scale(scheme="viridis", domain=[0, 1])
+    legend = alt.Legend(format=".0%", values=[0, 0.25, 0.5, 0.75, 1])
+    dark = f"isValid(datum.accuracy) && datum.accuracy < {DARK_BELOW}"
+    text_colour = alt.condition(dark, alt.value("white"), alt.value("black"))
+    return alt.layer(
+        base.mark_rect(color=MISSING_COLOUR, stroke="white"),
+        base.mark_rect(stroke="white").encode(
+            color=alt.Color("accuracy:Q", title="accuracy", scale=scale, legend=legend)
+        ),
+        base.mark_text(fontSize=14, fontWeight="bold", dy=-7).encode(text="label:N", color=text_colour),
+        base.mark_text(fontSize=11, dy=10).encode(text="interval:N", color=text_colour),
+        width=alt.Step(112),
+        height=alt.Step(46),
+    )
+
+
+def finetuning_curves(summary: pd.DataFrame) -> alt.VConcatChart:
+    """Test accuracy against the number of finetuning samples, one line per method and one for the control."""
+    return _stack_domains(summary, _finetuning_curves_panel, seeds_note(summary))
+
+
+def _finetuning_curves_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
+    table = _finetuning_rows(summary, domain)
+    if table.empty:
+        return _placeholder("finetuning: attack not run")
+    lines = table.assign(
+        line=table["method"].map(display_name), y=table["accuracy"], low=table["ci_low"], high=table["ci_high"]
+    )
+    colours = {
+        display_name(model): colour for model, colour in _model_colours(summary, domain).items() if model != ORIGINAL
+    }
+    original = _unattacked(summary, domain).get(ORIGINAL)
+    return _sample_panels(lines, colours, "test accuracy", [0.0, 1.0], original)
+
+
+def finetuning_recovery(summary: pd.DataFrame) -> alt.VConcatChart:
+    """Recovery against the number of finetuning samples.
+
+    The control has nothing to recover. Its line is what finetuning taught it, on the same scale: its gain over its own
+    accuracy without attack, as a share of the distance from there to the original.
+    """
+    return _stack_domains(summary, _finetuning_recovery_panel, seeds_note(summary))
+
+
+def _finetuning_recovery_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
+    table = _finetuning_rows(summary, domain)
+    if table.empty:
+        return _placeholder("finetuning: attack not run")
+    methods = table[table["recovery"].notna() & (table["method"] != CONTROL)]
+    lines = methods.assign(
+        line=methods["method"].map(display_name),
+        y=methods["recovery"],
+        low=methods["recovery_ci_low"],
+        high=methods["recovery_ci_high"],
+    )
+    found = set(methods["method"])
+    colours = {
+        display_name(model): colour for model, colour in _model_colours(summary, domain).items() if model in found
+    }
+    unattacked = _unattacked(summary, domain)
+    control = table[table["method"] == CONTROL]
+    distance = unattacked.get(ORIGINAL, math.nan) - unattacked.get(CONTROL, math.nan)
+    if not control.empty and distance > 0:
+        gain = (control["accuracy"] - unattacked[CONTROL]) / distance
+        lines = pd.concat([lines, control.assign(line=CONTROL_GAIN, y=gain)])
+        colours[CONTROL_GAIN] = CONTROL_COLOUR
+    if lines.empty:
+        return _placeholder("finetuning: no recovery to show, because there is no original to compare with")
+    ends = lines[["y", "low", "high"]].to_numpy(dtype=float)
+    lowest, highest = float(np.nanmin(ends)), float(np.nanmax(ends))
+    return _sample_panels(lines, colours, "recovery", [max(-0.5, min(0.0, lowest)), min(1.25, max(1.0, highest))], None)
+
+
+def _finetuning_rows(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
+    """The finetuning attack on methods and control by `dataset` and `count`; count 0 is the model without attack."""
+    rows = _with_best_template(summary[(summary["attack"] == "finetuning") & (summary["method"] != ORIGINAL)], domain)
+    named = rows["variant"].str.extract(r"^(?P<dataset>[a-z_]+)-n(?P<count>\d+)$").dropna()
+    means = mean_over_seeds(rows.loc[named.index].join(named), ["method", "dataset", "count"])
+    means["count"] = means["count"].astype(int)
+    cells = main_cells(summary, domain)
+    start = cells[cells["attack"] == "none"].assign(count=0)
+    return pd.concat(
+        [means, means[["method", "dataset"]].drop_duplicates().merge(start, on="method")], ignore_index=True
+    )
+
+
+def _with_best_template(rows: pd.DataFrame, domain: str) -> pd.DataFrame:
+    """Test rows on the forget questions, each variant with the template that is better on validation (ties: plain)."""
+    keys = ["domain", "method", "seed", "attack", "variant"]
+    validation = forget_rows(rows, domain, "validation").sort_values(
+        ["accuracy", "template"], ascending=False, kind="stable"
+    )
+    best = validation.drop_duplicates(keys)[[*keys, "template"]]
+    return forget_rows(rows, domain, "test").merge(best, on=[*keys, "template"])
+
+
+def _sample_panels(
+    lines: pd.DataFrame, colours: dict[str, str], y_title: str, y_domain: list[float], original: float | None
+) -> alt.HConcatChart:
+    """Lines over the number of samples, one panel per data set.
+
+    Args:
+        lines: `dataset`, `count`, `line` (its name), `y`, `low` and `high`.
+        colours: names of the lines in order, and their colours.
+        y_title: title of the vertical axis.
+        y_domain: its ends.
+        original: where to rule the original's accuracy, None for nowhere.
+    """
+    dashes = [[5, 3] if line in (display_name(CONTROL), CONTROL_GAIN) else [1, 0] for line in colours]
+    legend = alt.Legend(
+        orient="bottom",
+        labelLimit=400,
+        columnPadding=24,
+        columns=5,
+        symbolType="stroke",
+        symbolStrokeWidth=2,
+        symbolSize=300,
+        symbolOpacity=1,
+    )
+    colour = alt.Color(
+        "line:N", title=None, scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=legend
+    )
+    dash = alt.StrokeDash("line:N", title=None, scale=alt.Scale(domain=list(colours), range=dashes), legend=legend)
+    y = _share("y", y_title, y_domain)
+    found = set(lines["dataset"])
+    panels = []
+    for dataset in [name for name in DATASETS if name in found] + sorted(found - set(DATASETS)):
+        rows = lines.loc[lines["dataset"] == dataset, ["line", "count", "y", "low", "high"]]
+        counts = sorted({int(count) for count in rows["count"]})
+        smallest = next(count for count in counts if count > 0)
+        x_scale = alt.Scale(type="symlog", constant=smallest, domain=[0, counts[-1]], nice=False, padding=6)
+        x_axis = alt.Axis(values=counts, format="d", grid=False, labelFlush=False)
+        x = alt.X("count:Q", title="samples (0: no attack)", scale=x_scale, axis=x_axis)
+        base = alt.Chart(rows).encode(x=x, y=y, color=colour)
+        layers = [
+            base.mark_area(opacity=0.13, clip=True).encode(y=_share("low", y_title, y_domain), y2="high"),
+            base.mark_line(clip=True).encode(strokeDash=dash),
+            base.mark_point(filled=True, size=36, opacity=1, clip=True),
+        ]
+        if original is not None:
+            rule = alt.Chart(pd.DataFrame({"y": [original], "text": ["original"]})).encode(y=y)
+            layers.append(rule.mark_rule(strokeDash=[6, 3]))
+            layers.append(rule.mark_text(align="left", dx=4, dy=9, fontSize=11).encode(x=alt.value(0), text="text:N"))
+        panels.append(alt.layer(*layers, title=f"data: {dataset}", width=230, height=240))
+    return alt.hconcat(*panels)
+
+
+def lens_by_block(summary: pd.DataFrame) -> alt.VConcatChart:
+    """Test accuracy of the logit lens by block, one line per stream and one panel per model."""
+    return _stack_domains(summary, _lens_panel, seeds_note(summary))
+
+
+def _lens_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
+    rows = _with_best_template(summary[summary["attack"] == "logit_lens"], domain)
+    named = rows["variant"].str.extract(r"^(?P<line>attention|middle|mlp|block)-block(?P<block>\d+)$").dropna()
+    if named.empty:
+        return _placeholder("logit lens: attack not run")
+    means = mean_over_seeds(rows.loc[named.index].join(named), ["method", "line", "block"])
+    means["block"] = means["block"].astype(int)
+    ends = means.groupby("method")["block"].agg(["min", "max"])
+    unattacked = _unattacked(summary, domain)
+    rules = [
+        {"method": model, "line": line, "block": block, "accuracy": accuracy}
+        for model in ends.index
+        for line, accuracy in (("no attack", unattacked.get(model)), ("chance", CHANCE))
+        for block in ends.loc[model]
+    ]
+    lines = pd.concat([means[["method", "line", "block", "accuracy"]], pd.DataFrame(rules)])
+    lines["model"] = lines["method"].map(display_name)
+    names = [line for line in LENS_LINES if line in set(lines["line"])]
+    colours, dashes = zip(*(LENS_LINES[name] for name in names), strict=True)
+    legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=300)
+    colour = alt.Color("line:N", title=None, scale=alt.Scale(domain=names, range=colours), legend=legend)
+    dash = alt.StrokeDash("line:N", title=None, scale=alt.Scale(domain=names, range=dashes), legend=legend)
+    x_axis = alt.Axis(format="d", tickMinStep=1, grid=False, labelFlush=False)
+    x = alt.X("block:Q", title="block", scale=alt.Scale(nice=False), axis=x_axis)
+    base = alt.Chart().encode(x=x, y=_share("accuracy", "test accuracy", [0.0, 1.0]), color=colour)
+    points = base.mark_point(filled=True, size=25, opacity=1).transform_filter(
+        alt.FieldOneOfPredicate("line", list(STREAMS))
+    )
+    models = [display_name(model) for model in models_of(summary, domain)]
+    panel = alt.layer(base.mark_line().encode(strokeDash=dash), points, data=lines, width=210, height=170)
+    header = alt.Header(labelFontSize=12, labelFontWeight="bold")
+    panels = panel.facet(facet=alt.Facet("model:N", sort=models, title=None, header=header), columns=3)
+    return panels.resolve_axis(x="independent")
+
+
+def tradeoff(summary: pd.DataFrame) -> alt.VConcatChart:
+    """Accuracy on the forget questions against general ability, a point per model and seed.
+
+    A line leads from each point to the accuracy under the model's strongest attack, at the same general ability.
+    """
+    return _stack_domains(summary, _tradeoff_panel, "")
+
+
+def _tradeoff_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
+    points = _tradeoff_points(summary, domain)
+    if points.empty:
+        return _placeholder("trade-off: no benchmark of general ability was run")
+    colours = {display_name(model): colour for model, colour in _model_colours(summary, domain).items()}
+    labels = pd.concat(
+        [
+            points.assign(y=points["unattacked"], text=points["name"]),
+            points.assign(y=points["attacked"], text=points["attack"]).dropna(subset="y"),
+        ]
+    )[["model", "general", "y", "text"]]
+    left, right = points["general"].min() - 0.01, points["general"].max() + 0.01
+    labels["y"] = _spread_labels(list(labels["general"] / (right - left)), list(labels["y"]))
+    x = alt.X(
+        "general:Q",
+        title="accuracy on general ability, without attack",
+        scale=alt.Scale(domain=[left, right], nice=False),
+        axis=alt.Axis(format=".1%", tickCount=6),
+    )
+    y_title, y_domain = "accuracy on forget questions", [0.0, 1.0]
+    colour = alt.Color("model:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=None)
+    before = alt.Chart(points).encode(x=x, y=_share("unattacked", y_title, y_domain), color=colour)
+    after = alt.Chart(points).encode(x=x, y=_share("attacked", y_title, y_domain), color=colour)
+    text = alt.Chart(labels).encode(x=x, y=_share("y", y_title, y_domain), text="text:N")
+    return alt.layer(
+        before.mark_rule(strokeWidth=1.5).encode(y2="attacked"),
+        text.mark_text(align="left", dx=8, fontSize=11, stroke="white", strokeWidth=4, strokeJoin="round"),
+        before.mark_point(filled=True, size=80, opacity=1),
+        after.mark_point(filled=True, size=80, opacity=1, shape="triangle-up"),
+        text.mark_text(align="left", dx=8, fontSize=11).encode(color=colour),
+        width=540,
+        height=340,
+    )
+
+
+def _tradeoff_points(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
+    """One row per model and seed: `general` ability, `unattacked` and `attacked` accuracy, and the `attack`."""
+    rows = summary[(summary["domain"] == domain) & (summary["split"] == "test") & summary["selected"]]
+    is_general = (rows["benchmark"] != domain) & (rows["attack"] == "none")
+    strongest = strongest_attacks(summary, domain)
+    points = []
+    for model, seed in rows.loc[is_general, ["method", "seed"]].drop_duplicates().itertuples(index=False, name=None):
+        has_seed = pd.notna(seed)
+        is_model = (rows["method"] == model) & ((rows["seed"] == seed) if has_seed else True)
+        own = rows[is_model & (rows["benchmark"] == domain)]
+        attack = strongest.get(model) if model != ORIGINAL else None
+        points.append(
+            {
+                "model": display_name(model),
+                "name": display_name(model) + (f", seed {seed}" if has_seed and seeds_note(summary) else ""),
+                "general": rows.loc[is_model & is_general, "accuracy"].mean(),
+                "unattacked": own.loc[own["attack"] == "none", "accuracy"].mean(),
+                "attacked": own.loc[own["attack"] == attack, "accuracy"].mean(),
+                "attack": f"under {display_name(attack)}" if attack else "",
+            }
+        )
+    return pd.DataFrame(points)
+
+
+def _spread_labels(x: list[float], y: list[float]) -> list[float]:
+    """Move labels up until none covers another label or another point.
+
+    Args:
+        x: positions of the points that the labels begin at, as shares of the width.
+        y: their heights, as shares of the axis.
+    """
+    placed: dict[int, float] = {}
+
+    def is_covering(label: int, height: float) -> bool:
+        on_label = (
+            abs(x[other] - x[label]) < LABEL_WIDTH and abs(placed[other] - height) < LABEL_GAP for other in placed
+        )
+        on_point = (
+            0 < point_x - x[label] < LABEL_WIDTH and abs(point_y - height) < LABEL_GAP / 2
+            for point_x, point_y in zip(x, y, strict=True)
+        )
+        return any(on_label) or any(on_point)
+
+    for label in sorted(range(len(y)), key=lambda label: y[label]):
+        height = y[label]
+        while is_covering(label, height):
+            height += LABEL_GAP / 4
+        placed[label] = height
+    return [placed[label] for label in range(len(y))]
+
+
+def _unattacked(summary: pd.DataFrame, domain: str) -> dict[str, float]:
+    """Accuracy of each model without attack."""
+    cells = main_cells(summary, domain)
+    cells = cells[cells["attack"] == "none"]
+    return dict(zip(cells["method"], cells["accuracy"], strict=True))
+
+
+def _model_colours(summary: pd.DataFrame, domain: str) -> dict[str, str]:
+    """A colour for each model, the same in all figures."""
+    references = {ORIGINAL: "#000000", CONTROL: CONTROL_COLOUR}
+    methods = [model for model in models_of(summary, domain) if model not in references]
+    colours = {model: METHOD_COLOURS[place % len(METHOD_COLOURS)] for place, model in enumerate(methods)}
+    return {model: references.get(model) or colours[model] for model in models_of(summary, domain)}
+
+
+def _share(field: str, title: str, ends: list[float]) -> alt.Y:
+    """A vertical axis in percent."""
+    scale = alt.Scale(domain=ends, nice=False, padding=6)
+    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(format=".0%"))
+
+
+def _placeholder(text: str) -> alt.Chart:
+    """A chart that says why there is none."""
+    chart = alt.Chart(pd.DataFrame({"text": [text]}), width=480, height=60)
+    return chart.mark_text(align="left", fontSize=13, color="#555555").encode(text="text:N", x=alt.value(0))
+
+
+def _stack_domains(
+    summary: pd.DataFrame, panel: Callable[[pd.DataFrame, str], alt.TopLevelMixin], note: str
+) -> alt.VConcatChart:
+    """One panel per domain, titled with its name and a note, in the common style.
+
+    Everything is passed at once: each of Altair's `configure_…` methods would copy the whole chart.
+    """
+    charts = []
+    for domain in domains_of(summary):
+        chart = panel(summary, domain)
+        chart.title = alt.Title(domain, subtitle=note, anchor="start", fontSize=15, offset=12)
+        charts.append(chart)
+    axis = alt.AxisConfig(labelFontSize=11, titleFontSize=12, titleFontWeight="normal", gridColor="#e6e6e6")
+    return alt.vconcat(
+        *charts,
+        spacing=40,
+        background="white",
+        padding=12,
+        resolve=alt.Resolve(scale=alt.ScaleResolveMap(color="independent", strokeDash="independent")),
+        config=alt.Config(
+            font=FONT, view=alt.ViewConfig(stroke=None), axis=axis, legend=alt.LegendConfig(labelFontSize=11)
+        ),
+    )
+
+
+FIGURES: dict[str, Callable[[pd.DataFrame], alt.VConcatChart]] = {
+    "main_table": main_table,
+    "finetuning_curves": finetuning_curves,
+    "finetuning_recovery": finetuning_recovery,
+    "lens_by_block": lens_by_block,
+    "tradeoff": tradeoff,
+}
+
+
+def write_figures(summary: pd.DataFrame, folder: Path) -> None:
+    """Write every figure as `{name}.svg` and `{name}.png` (two pixels a unit)."""
+    for name, draw in FIGURES.items():
+        svg = draw_svg(draw(summary), name)
+        with publish(folder / f"{name}.svg") as temporary:
+            temporary.write_text(svg, encoding="utf-8")
+        with publish(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(vl_convert.svg_to_png(svg, scale=2))
+
+
+def draw_svg(chart: alt.TopLevelMixin, prefix: str) -> str:
+    """A chart as SVG whose ids start with `prefix`.
+
+    The renderer counts ids through the whole process. Numbered by chart, the same chart gives the same bytes, and
+    several charts can stand in one page.
+    """
+    stream = io.StringIO()
+    chart.save(stream, format="svg")
+    svg = stream.getvalue()
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(re.findall(r' id="([^"]+)"', svg)))}
+    return re.sub(
+        r'( id="|url\(#|href="#)([^")]+)', lambda found: f"{found[1]}{prefix}-{numbers.get(found[2], found[2])}", svg
+    )

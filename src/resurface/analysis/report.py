@@ -1,0 +1,267 @@
+"""The report: one HTML page that says what resurfaced, needs nothing else, and loads nothing.
+
+All text that comes from data or settings goes through Jinja's escaping; only the figures are inserted as they are, and
+the renderer has escaped their text. A content security policy forbids scripts and requests besides.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+from markupsafe import Markup
+
+from resurface.analysis.figures import DARK_BELOW, FIGURES, draw_svg
+from resurface.analysis.terminal import (
+    CONTROL,
+    ORIGINAL,
+    SPREAD_MEASURES,
+    attacks_of,
+    cells_by_name,
+    display_name,
+    domains_of,
+    has_control,
+    interval,
+    is_attacked_method,
+    main_cells,
+    mean_over_seeds,
+    models_of,
+    percent,
+    points,
+    seeds_note,
+    strongest_attacks,
+    table_rows,
+)
+from resurface.artifacts import publish
+
+VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"]
+# Of each figure: title, caption, and what it says of the control.
+CAPTIONS = {
+    "finetuning_curves": (
+        "Accuracy under finetuning",
+        "Accuracy on the forget questions against the number of finetuning samples, by the data they come from. Each "
+        "point takes the template that is better on validation; bands are confidence intervals.",
+        "Where a method's line rises above the control's, knowledge resurfaced that the samples did not teach.",
+    ),
+    "finetuning_recovery": (
+        "Recovery under finetuning",
+        "The same runs as recovery.",
+        "The dashed line is the control's gain over its own accuracy without attack, as a share of its distance to the "
+        "original: what the samples teach a model that never knew the domain.",
+    ),
+    "lens_by_block": (
+        "Logit lens",
+        "Accuracy when the answer is read from inside the model: from the output of attention, the residual stream "
+        "after it (middle), the output of the MLP, or the output of the block. A line above the model's own accuracy "
+        "without attack is knowledge that later blocks hide.",
+        "",
+    ),
+    "tradeoff": (
+        "Forgetting against general ability",
+        "Circles: without attack, a point per model and seed. Triangles: under the model's strongest attack, which is "
+        "chosen on validation. Good unlearning would be low, far to the right, and without a long line.",
+        "",
+    ),
+}
+
+
+def write_report(
+    summary: pd.DataFrame, refusals: pd.DataFrame | None, experiment: dict[str, Any], output: Path
+) -> None:
+    """Write the report.
+
+    Args:
+        summary: the summary table.
+        refusals: one row per prompt, whether its answer was a refusal; None if refusals were not counted.
+        experiment: the configuration, shown as it is.
+        output: the HTML file.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    confidence = experiment.get("summary", {}).get("confidence")
+    page = environment.get_template("report.html.jinja").render(
+        domains=[_domain_section(summary, refusals, domain, place) for place, domain in enumerate(domains_of(summary))],
+        seeds=seeds_note(summary),
+        interval_name=f"{percent(confidence)} confidence intervals" if confidence else "confidence intervals",
+        settings=yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=100),
+    )
+    with publish(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _domain_section(summary: pd.DataFrame, refusals: pd.DataFrame | None, domain: str, place: int) -> dict[str, Any]:
+    """What the template needs for one domain."""
+    summary = summary[summary["domain"] == domain]
+    cells = cells_by_name(main_cells(summary, domain))
+    models = models_of(summary, domain)
+    attacks = attacks_of(summary)
+    figures = [
+        {
+            "title": title,
+            "caption": " ".join(filter(None, [caption, about_control if CONTROL in models else ""])),
+            "svg": Markup(draw_svg(FIGURES[name](summary), f"figure-{place}-{name}")),
+        }
+        for name, (title, caption, about_control) in CAPTIONS.items()
+    ]
+    return {
+        "name": domain,
+        "anchor": f"domain-{place}",
+        "sentences": _sentences(summary, domain, cells),
+        "attacks": [display_name(attack) for attack in attacks],
+        "rows": [
+            (
+                display_name(model),
+                [
+                    _table_cell(
+                        cells.get((model, attack)), "not run" if model in models else "no control", CONTROL in models
+                    )
+                    for attack in attacks
+                ],
+            )
+            for model in table_rows(summary, domain)
+        ],
+        "figures": figures,
+        "tradeoff": _tradeoff_table(summary, refusals, domain),
+        "refusals_counted": refusals is not None,
+    }
+
+
+def _sentences(summary: pd.DataFrame, domain: str, cells: dict[tuple[str, str], pd.Series]) -> list[tuple[str, str]]:
+    """For each model its name and what became of it, in one sentence."""
+    strongest = strongest_attacks(summary, domain)
+    sentences = []
+    for model in models_of(summary, domain):
+        text = f"{percent(cells[model, 'none']['accuracy'])} without attack" if (model, "none") in cells else ""
+        attack = strongest.get(model)
+        if attack and model != ORIGINAL:
+            cell = cells[model, attack]
+            text += f", {percent(cell['accuracy'])} under {display_name(attack)} ({cell['choice']})"
+            if model != CONTROL:
+                text += f": {_recovery_text(cell)}, {_excess_text(cell, has_control(summary, domain))}"
+        sentences.append((display_name(model), f"{text}."))
+    if not has_control(summary, domain):
+        sentences.append(
+            (display_name(CONTROL), "no control. What an attack taught cannot be told from what it recovered.")
+        )
+    return sentences
+
+
+def _recovery_text(cell: pd.Series) -> str:
+    """Recovery with its interval."""
+    if pd.isna(cell["recovery"]):
+        return "recovery –"
+    ends = interval(cell["recovery_ci_low"], cell["recovery_ci_high"])
+    return f"recovery {percent(cell['recovery'])} [{ends}]"
+
+
+def _excess_text(cell: pd.Series, has_control: bool) -> str:
+    """Excess over the control with its interval, or why there is none."""
+    if pd.isna(cell["excess"]):
+        return "excess over control – (not run on the control)" if has_control else "excess over control: no control"
+    return f"excess over control {points(cell['excess'])} [{interval(cell['excess_ci_low'], cell['excess_ci_high'])}]"
+
+
+def _table_cell(cell: pd.Series | None, absent: str, has_control: bool) -> dict[str, Any]:
+    """A cell of the main table: the coloured number, and lines of details below it.
+
+    Args:
+        cell: one row of `main_cells`; None if there is none.
+        absent: what to say in that case.
+        has_control: whether there is a control.
+    """
+    if cell is None:
+        return {"accuracy": absent, "interval": "", "style": "", "details": [], "small": []}
+    details = [cell["choice"]]
+    shown = SPREAD_MEASURES if is_attacked_method(cell) else ["accuracy"]
+    if is_attacked_method(cell):
+        details += [_recovery_text(cell), _excess_text(cell, has_control)]
+    small = [f"best on test: {percent(cell['best_accuracy'])} ({cell['best_choice']})"]
+    if cell["seeds"] > 1:
+        spreads = [f"{measure} {_spread(cell, measure)}" for measure in shown if pd.notna(cell[f"{measure}_min"])]
+        small.append(f"{cell['seeds']} seeds: {', '.join(spreads)}")
+    return {
+        "accuracy": percent(cell["accuracy"]),
+        "interval": interval(cell["ci_low"], cell["ci_high"]),
+        "style": _heat_style(cell["accuracy"]),
+        "details": details,
+        "small": small,
+    }
+
+
+def _spread(cell: pd.Series, measure: str) -> str:
+    """The least and the largest value over seeds."""
+    return interval(cell[f"{measure}_min"], cell[f"{measure}_max"])
+
+
+def _heat_style(share: float) -> str:
+    """Background and text colour of a share: viridis, interpolated between nine of its colours."""
+    place = min(max(share, 0.0), 1.0) * (len(VIRIDIS) - 1)
+    left = min(int(place), len(VIRIDIS) - 2)
+    ends = [bytes.fromhex(colour) for colour in VIRIDIS[left : left + 2]]
+    mixed = [round(first + (place - left) * (second - first)) for first, second in zip(*ends, strict=True)]
+    text = "fff" if share < DARK_BELOW else "000"
+    return f"background:#{bytes(mixed).hex()};color:#{text}"
+
+
+def _tradeoff_table(summary: pd.DataFrame, refusals: pd.DataFrame | None, domain: str) -> dict[str, Any]:
+    """Accuracy without attack and share of refusals, by benchmark and template.
+
+    Returns:
+        `groups`: benchmarks with the names of their columns; `rows`: models with one text a column.
+    """
+    unattacked = summary[(summary["attack"] == "none") & (summary["split"] == "test")]
+    tables = {"": mean_over_seeds(unattacked, ["method", "benchmark", "template"])}
+    if refusals is not None:
+        tables["refused, "] = _refused_shares(refusals, domain)
+    benchmarks = list(dict.fromkeys([domain, *unattacked["benchmark"]]))
+    columns = [
+        (benchmark, kind, template)
+        for benchmark in benchmarks
+        for kind, table in tables.items()
+        for template in table.loc[table["benchmark"] == benchmark, "template"].unique()
+    ]
+    texts = {
+        (row["method"], row["benchmark"], kind, row["template"]): _share_text(row)
+        for kind, table in tables.items()
+        for _, row in table.iterrows()
+    }
+    return {
+        "groups": [
+            (benchmark, [kind + template for own, kind, template in columns if own == benchmark])
+            for benchmark in benchmarks
+        ],
+        "rows": [
+            (display_name(model), [texts.get((model, *column), ("–", "")) for column in columns])
+            for model in models_of(summary, domain)
+        ],
+    }
+
+
+def _refused_shares(refusals: pd.DataFrame, domain: str) -> pd.DataFrame:
+    """Share of refused prompts as `accuracy` has it: mean, number of seeds, least and largest over them."""
+    keys = ["method", "benchmark", "template"]
+    own = refusals[refusals["domain"] == domain]
+    shares = own.groupby([*keys, "seed"], dropna=False, sort=False)["refused"].mean().reset_index()
+    groups = shares.groupby(keys, sort=False)
+    refused = groups["refused"]
+    return pd.DataFrame(
+        {
+            "accuracy": refused.mean(),
+            "accuracy_min": refused.min(),
+            "accuracy_max": refused.max(),
+            "seeds": groups["seed"].nunique(),
+        }
+    ).reset_index()
+
+
+def _share_text(row: pd.Series) -> tuple[str, str]:
+    """A share and, in small print, its spread over seeds."""
+    spread = f"seeds {_spread(row, 'accuracy')}" if row["seeds"] > 1 else ""
+    return percent(row["accuracy"]), spread

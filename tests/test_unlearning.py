@@ -1,0 +1,179 @@
+"""Unlearning: losses against loops over single tokens, exact resuming, and a diverging run's message."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CHECKPOINTS, DOMAIN
+
+from resurface.artifacts import hash_folder
+from resurface.errors import ResurfaceError
+from resurface.models import decoder_blocks, load_model, pad_right
+from resurface.settings.dpo import DPOSettings
+from resurface.settings.npo import NPOSettings
+from resurface.settings.rmu import RMUSettings
+from resurface.unlearning import npo, rmu
+from resurface.unlearning.training import Run
+
+CPU = torch.device("cpu")
+SMALL_RMU = {"block": 2, "trained_blocks": [0, 1, 2], "batch_size": 2, "max_steps": 4}
+
+
+def run_in(folder: Path, data: Path, seed: int = 0) -> Run:
+    return Run(
+        CHECKPOINTS / "original", data / "results" / "data" / DOMAIN, folder / "model", folder / "resume", seed, CPU
+    )
+
+
+def test_rmu_direction_is_positive_and_of_length_one():
+    direction = rmu.draw_direction(128, 3)
+    assert direction.min() >= 0
+    assert direction.norm() == pytest.approx(1.0)
+    assert not torch.equal(direction, rmu.draw_direction(128, 4))
+
+
+def test_rmu_loss_equals_a_loop_over_tokens(model):
+    rows = {"forget": [[0, 9, 8, 7], [0, 5]], "retain": [[0, 11], [0, 12, 13]]}
+    frozen = load_model(CHECKPOINTS / "original", CPU)
+    with torch.no_grad():
+        decoder_blocks(model)[1].mlp.down_proj.weight.mul_(1.5)
+    target = 7.0 * rmu.draw_direction(128, 0)
+    batch = rmu.collate([{"forget": rows["forget"][i], "retain": rows["retain"][i]} for i in range(2)], 1)
+
+    trainer = rmu.RMUTrainer.__new__(rmu.RMUTrainer)
+    trainer.settings = RMUSettings(block=2, trained_blocks=[0, 1, 2], alpha=3.0)
+    trainer.frozen, trainer.target = frozen, target
+    loss = trainer.compute_loss(model, batch)
+
+    def states(of, row):
+        return of(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[3][0].double()
+
+    with torch.no_grad():
+        forget = [((h - target) ** 2).mean() for row in rows["forget"] for h in states(model, row)]
+        retain = [
+            ((h - g) ** 2).mean()
+            for row in rows["retain"]
+            for h, g in zip(states(model, row), states(frozen, row), strict=True)
+        ]
+    expected = sum(forget) / len(forget) + 3.0 * sum(retain) / len(retain)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert trainer.parts["retain_loss"] > 0
+
+
+def test_rmu_retain_loss_has_a_gradient(model):
+    frozen = load_model(CHECKPOINTS / "original", CPU)
+    weight = decoder_blocks(model)[1].mlp.down_proj.weight
+    with torch.no_grad():
+        weight.mul_(1.5)
+    trainer = rmu.RMUTrainer.__new__(rmu.RMUTrainer)
+    trainer.frozen, trainer.target = frozen, torch.zeros(128)
+    gradients = []
+    for alpha in (1.0, 1000.0):
+        trainer.settings = RMUSettings(block=2, trained_blocks=[0, 1, 2], alpha=alpha)
+        model.zero_grad()
+        trainer.compute_loss(model, rmu.collate([{"forget": [0, 5, 6], "retain": [0, 7, 8]}], 1)).backward()
+        gradients.append(weight.grad.clone())
+    assert not torch.allclose(gradients[0], gradients[1], rtol=0.5)
+
+
+@pytest.mark.parametrize("over", ["answer", "sequence"])
+def test_npo_log_probabilities_equal_a_loop(model, over):
+    samples = [{"tokens": [0, 9, 8, 7, 6], "start": 3}, {"tokens": [0, 5, 4], "start": 1}]
+    with torch.no_grad():
+        found, counts = npo.sum_logprobs(model, samples, 1, over)
+        for sample, value, count in zip(samples, found, counts, strict=True):
+            first = sample["start"] if over == "answer" else 1
+            logprobs = model(input_ids=torch.tensor([sample["tokens"]])).logits[0].double().log_softmax(-1)
+            expected = sum(
+                logprobs[place - 1, sample["tokens"][place]] for place in range(first, len(sample["tokens"]))
+            )
+            assert value.item() == pytest.approx(expected.item(), abs=1e-4)
+            assert count == len(sample["tokens"]) - first
+
+
+def test_npo_loss_at_the_reference_and_its_gradient(model):
+    """At π = π_ref the forget loss is (2/β) log 2 and its gradient is that of the mean log-probability."""
+    samples = [{"tokens": [0, 9, 8, 7], "start": 3}, {"tokens": [0, 5, 4], "start": 2}]
+    with torch.no_grad():
+        for sample, value in zip(samples, npo.sum_logprobs(model, samples, 1, "answer")[0].tolist(), strict=True):
+            sample["reference"] = value
+    trainer = npo.NPOTrainer.__new__(npo.NPOTrainer)
+    trainer.settings, trainer.pad = NPOSettings(beta=0.2, retain_weight=0.0), 1
+    weight = model.lm_head.weight
+    loss = trainer.compute_loss(model, {"forget": samples, "retain": samples})
+    assert loss.item() == pytest.approx(10 * torch.log(torch.tensor(2.0)).item(), rel=1e-5)
+    loss.backward()
+    gradient = weight.grad.clone()
+    model.zero_grad()
+    npo.sum_logprobs(model, samples, 1, "answer")[0].mean().backward()
+    assert torch.allclose(gradient, weight.grad, atol=1e-5)
+
+
+def test_npo_samples_hold_train_questions_half_in_chat_form(tokenizer, data, tmp_path):
+    run = run_in(tmp_path, data)
+    pairs = npo.read_samples(run, NPOSettings(), tokenizer)
+    texts = [tokenizer.decode(pair["forget"]["tokens"]) for pair in pairs]
+    assert sum("<|assistant|>" in text for text in texts) == len(texts) // 2
+    for pair in pairs[:8]:
+        answer = tokenizer.decode(pair["forget"]["tokens"][pair["forget"]["start"] :]).strip()
+        assert answer in set("ABCD")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("rmu", RMUSettings(**SMALL_RMU, save_steps=2)),
+        ("npo", NPOSettings(batch_size=2, max_steps=4, save_steps=2, adapter="lora", lora_rank=4)),
+        ("dpo", DPOSettings(batch_size=2, max_steps=4, save_steps=2, warmup_steps=1)),
+    ],
+)
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(method, settings, data, tmp_path, monkeypatch):
+    from importlib import import_module
+
+    from transformers import TrainerCallback
+
+    module = import_module(f"resurface.unlearning.{method}")
+    module.unlearn(run_in(tmp_path / "whole", data), settings)
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    train = module.train
+
+    def interrupted(trainer, run):
+        trainer.add_callback(Interrupt())
+        return train(trainer, run)
+
+    parts = run_in(tmp_path / "parts", data)
+    monkeypatch.setattr(module, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        module.unlearn(parts, settings)
+    assert not parts.output.exists()
+    assert parts.resume_folder.exists()
+    monkeypatch.setattr(module, "train", train)
+    module.unlearn(parts, settings)
+    assert not parts.resume_folder.exists()
+    assert hash_folder(parts.output) == hash_folder(tmp_path / "whole" / "model")
+    shutil.rmtree(tmp_path / "whole")
+
+
+def test_a_diverging_run_says_what_to_do_and_leaves_nothing(data, tmp_path):
+    run = run_in(tmp_path, data)
+    settings = RMUSettings(**{**SMALL_RMU, "learning_rate": 1e30, "max_steps": 6})
+    with pytest.raises(ResurfaceError, match=r"diverged.*lower learning_rate"):
+        rmu.unlearn(run, settings)
+    assert not run.output.exists()
+
+
+def test_a_block_that_the_model_lacks_is_named(data, tmp_path):
+    with pytest.raises(ResurfaceError, match=r"rmu\.block: found block 7; this model has blocks 0 to 5"):
+        rmu.unlearn(run_in(tmp_path, data), RMUSettings(trained_blocks=[0]))
+
+
+def test_padding():
+    assert pad_right([[1, 2], [3]], 9).tolist() == [[1, 2], [3, 9]]
