@@ -59,6 +59,8 @@ def test_a_changed_missing_or_new_file_is_named(tmp_path):
         (temporary / "b" / "c.txt").write_text("c")
     assert check_folder(folder) == folder
     assert json.loads(hashes_path(folder).read_text()) == hash_folder(folder)
+    (folder / ".snakemake_timestamp").touch()
+    assert check_folder(folder) == folder
     (folder / "b" / "c.txt").write_text("d")
     with pytest.raises(ResurfaceError, match=r"c\.txt: this file was changed"):
         check_folder(folder)

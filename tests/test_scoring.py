@@ -111,7 +111,8 @@ def test_one_row_per_question_variant_template_and_no_text(scored, here):
     assert not scored.duplicated(keys).any()
     assert len(scored) == 4 * 2 * (608 + 240)
     assert set(scored[scored["benchmark"] == "general"]["task"]) == {
-        f"testbed_general_{subject}" for subject in ["geography", "history", "music", "cooking", "sports", "engineering"]
+        f"testbed_general_{subject}"
+        for subject in ["geography", "history", "music", "cooking", "sports", "engineering"]
     }
     assert scored["seed"].isna().all()
     assert set(scored["split"]) == {"validation", "test"}

@@ -78,8 +78,8 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder by relative path, sorted."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """SHA-256 of every file below a folder by relative path, sorted; Snakemake's own mark in it does not count."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".snakemake_timestamp")
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 

@@ -6,9 +6,10 @@ trains all n of one data set.
 """
 
 import random
+import sys
 
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from resurface.artifacts import publish_folder
 from resurface.attacks.target import Target
@@ -91,10 +92,12 @@ def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
                     save_strategy="no",
                     remove_unused_columns=False,
                     report_to="none",
+                    disable_tqdm=not sys.stderr.isatty(),
                 ),
                 train_dataset=[{"input_ids": row, "labels": row} for row in tokens[:count]],  # type: ignore[arg-type]
                 data_collator=lambda batch: tokenizer.pad(batch, return_tensors="pt"),
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
             name = f"{part}-n{count}"
             adapted.save_pretrained(folder / name)

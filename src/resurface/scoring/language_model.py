@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from resurface.errors import ResurfaceError
-from resurface.interventions import Read, Variant, read_variants
+from resurface.interventions import Prepend, Read, Variant, read_variants
 from resurface.models import load_model, load_tokenizer, pick_device
 from resurface.prompts import chat_messages, render_chat
 from resurface.scoring.apply import change_model, change_prompt, record_streams
@@ -107,7 +107,8 @@ class ResurfaceLM(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
         """Answer the harness under this model's variant: (log-probability in nats, is it the greedy choice)."""
         with change_model(self.model, self.variant.model, self.folder) as _:
-            return self.answer(requests, [self.variant], disable_tqdm)[0]
+            rows = self.plan_rows(requests, self.variant)
+            return self.answer(rows, [self.variant], disable_tqdm)[0]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Refused."""
@@ -138,12 +139,12 @@ class ResurfaceLM(HFLM):
         return sorted(rows, key=lambda row: len(row.tokens), reverse=True)
 
     def answer(
-        self, requests: Sequence[Instance], variants: Sequence[Variant], disable_tqdm: bool = False
+        self, rows: Sequence[Row], variants: Sequence[Variant], disable_tqdm: bool = False
     ) -> list[list[LogLikelihood]]:
         """Answer requests for several variants from one pass over the model as it is now.
 
         Args:
-            requests: the harness's requests.
+            rows: the requests, encoded by `plan_rows` under the variants' prompt.
             variants: variants with the same change of model (applied by the caller) and prompt; only `read` may differ.
             disable_tqdm: show no progress bar.
 
@@ -152,8 +153,8 @@ class ResurfaceLM(HFLM):
             whether each of its tokens is the most probable one.
         """
         assert len({variant.prompt for variant in variants}) == 1, "variants of one pass share their prompt"
-        rows = self.plan_rows(requests, variants[0])
-        answers: list[list[LogLikelihood]] = [[(0.0, False)] * len(requests) for _ in variants]
+        count = sum(len(row.requests) for row in rows)
+        answers: list[list[LogLikelihood]] = [[(0.0, False)] * count for _ in variants]
         reads = [variant.read for variant in variants if variant.read is not None]
         pad = self.tokenizer.pad_token_id
         start = 0
@@ -179,7 +180,7 @@ class ResurfaceLM(HFLM):
         return answers
 
     def _read_answers(
-        self, batch: list[Row], hidden: torch.Tensor, read: Read | None, answer: list[LogLikelihood]
+        self, batch: Sequence[Row], hidden: torch.Tensor, read: Read | None, answer: list[LogLikelihood]
     ) -> None:
         """Unembed the positions that decide each row's answers and write them to their places in `answer`."""
         index = [(i, len(row.tokens) - 1 - back) for i, row in enumerate(batch) for back in range(row.shared, -1, -1)]
@@ -220,13 +221,18 @@ def answer_variants(
         (variant's name, name of the list) → one answer per request.
     """
     answers: dict[tuple[str, str], list[LogLikelihood]] = {}
-    passes: dict[tuple[Any, Any], list[Variant]] = {}
+    rows: dict[tuple[str, Prepend | None], list[Row]] = {}
+    passes: dict[tuple[str | None, Prepend | None], list[Variant]] = {}
     for variant in variants:
-        passes.setdefault((variant.model and variant.model.model_dump_json(), variant.prompt), []).append(variant)
+        change = variant.model.model_dump_json() if variant.model else None
+        passes.setdefault((change, variant.prompt), []).append(variant)
     for number, members in enumerate(passes.values(), 1):
         report(f"pass {number} of {len(passes)}: {members[0].variant}{' …' if len(members) > 1 else ''}")
         with change_model(model.model, members[0].model, model.folder) as _:
             for name, requests in request_lists.items():
-                for variant, answer in zip(members, model.answer(requests, members), strict=True):
+                prompt = members[0].prompt
+                if (name, prompt) not in rows:
+                    rows[name, prompt] = model.plan_rows(requests, members[0])
+                for variant, answer in zip(members, model.answer(rows[name, prompt], members), strict=True):
                     answers[variant.variant, name] = answer
     return answers

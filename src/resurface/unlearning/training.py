@@ -5,6 +5,7 @@ a hash of everything that determines the run, and goes once the run is done.
 """
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -148,6 +150,7 @@ def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
         "dataloader_pin_memory": run.device.type == "cuda",
         "remove_unused_columns": False,
         "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),
     }
 
 
@@ -161,6 +164,7 @@ def train(trainer: Trainer, run: Run) -> pd.DataFrame:
         ResurfaceError: the loss is not finite.
     """
     trainer.add_callback(StopAtNaN())
+    trainer.remove_callback(PrinterCallback)
     last = get_last_checkpoint(str(run.resume_folder)) if run.resume_folder.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     return tabulate_losses(trainer.state.log_history)
