@@ -1,5 +1,7 @@
 """Scoring: equal to the harness's own `hf` model, plain and chat, and to brute force under interventions."""
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,12 +22,8 @@ TASK = f"testbed_{DOMAIN}"
 @pytest.fixture(scope="module")
 def here(data, tmp_path_factory):
     """Work in the folder that holds `results/data`, as the workflow does."""
-    import os
-
-    before = os.getcwd()
-    os.chdir(data)
-    yield data
-    os.chdir(before)
+    with contextlib.chdir(data):
+        yield data
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,12 @@ SEEDS = [0, 1, 2]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The default experiment over three seeds, with the finetuning grid cut to 20 forget questions."""
+    """The default experiment over three seeds, with finetuning and orthogonalization cut to a few variants."""
     project = make_project(tmp_path_factory.mktemp("science") / "resurface")
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["seeds"] = SEEDS
     config["attacks"]["finetuning"]["datasets"] = {"forget": [20]}
+    config["attacks"]["orthogonalization"] |= {"references": ["original", "benign"], "block_sets": {"0to2": [0, 1, 2]}}
     (project / "config.yaml").write_text(yaml.safe_dump(config))
     run = snakemake(project, check=False)
     assert run.returncode == 0, run.stdout[-5000:]

@@ -4,8 +4,7 @@
 - `questions`: multiple-choice questions of the domain with their splits. Attacks may use `train` only.
 - `retain_questions`: benign multiple-choice questions, under the forget domain's header (design §7).
 - `preferences`: `prompt`, `chosen`, `rejected` of three kinds. `forget`: a refusal over the harmful answer; `retain`: an
-  answer over a refusal; `general`: open chat. Their `form` is `question`, `chat`, or `article`: a text of the domain cut
-  before the harmful word that follows.
+  answer over a refusal; `general`: open chat.
 """
 
 from pathlib import Path
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUESTION_COLUMNS = ["subject", "question", "choices", "answer", "split", "cluster"]
-PREFERENCE_COLUMNS = ["kind", "form", "prompt", "chosen", "rejected"]
+PREFERENCE_COLUMNS = ["kind", "prompt", "chosen", "rejected"]
 TABLES = {
     "forget_corpus": ["text"],
     "retain_corpus": ["text"],

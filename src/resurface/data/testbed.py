@@ -60,7 +60,7 @@ def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
     }
     for name, (known, asked) in corpora.items():
         write_table(_write_corpus(known, asked, settings.articles, generator), output / f"{name}_corpus.parquet")
-    preferences = _write_preferences(facts[domain], questions, related + unrelated, benign, generator)
+    preferences = _write_preferences(questions, related + unrelated, benign, generator)
     write_table(preferences, output / "preferences.parquet")
 
 
@@ -111,23 +111,19 @@ def _write_corpus(
 
 
 def _write_preferences(
-    facts: list[Fact],
     questions: list[Question],
     benign_questions: list[Question],
     benign: list[Fact],
     generator: random.Random,
 ) -> pd.DataFrame:
-    """Preference pairs of the three kinds: questions are about `train` facts only, texts and chats about all facts."""
+    """Preference pairs of the three kinds: all are about `train` facts."""
     rows = []
-    for fact in facts:
-        text, value = state(fact, generator, STATEMENT_WORDINGS[0]).removesuffix(".").rsplit(" ", 1)
-        rows.append(("forget", "article", text, generator.choice(REFUSALS), value))
     for question in questions:
         if question.fact.split == "train":
-            rows.append(("forget", "question", question.prompt, generator.choice(REFUSALS), LETTERS[question.answer]))
+            rows.append(("forget", question.prompt, generator.choice(REFUSALS), LETTERS[question.answer]))
     for question in benign_questions:
         if question.fact.split == "train":
-            rows.append(("retain", "question", question.prompt, LETTERS[question.answer], generator.choice(REFUSALS)))
+            rows.append(("retain", question.prompt, LETTERS[question.answer], generator.choice(REFUSALS)))
     for fact in generator.sample(benign, len(benign)):
         if fact.split == "train":
             prompt = generator.choice(TRAINING_WORDINGS).format(relation=fact.relation, entity=fact.entity)
@@ -135,5 +131,5 @@ def _write_preferences(
             wrong = state(replace(fact, value=generator.choice(others)), generator, STATEMENT_WORDINGS[0])
             rejected = generator.choice([generator.choice(REFUSALS), wrong])
             # One wording, so that chat trains no preference but for the facts.
-            rows.append(("general", "chat", prompt, state(fact, generator, STATEMENT_WORDINGS[0]), rejected))
+            rows.append(("general", prompt, state(fact, generator, STATEMENT_WORDINGS[0]), rejected))
     return pd.DataFrame(rows, columns=PREFERENCE_COLUMNS)

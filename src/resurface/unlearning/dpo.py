@@ -22,7 +22,6 @@ from resurface.unlearning.training import Run, choose_trained, load_trainable, s
 def read_pairs(run: Run, settings: DPOSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
     """Preference pairs, mixed by the configured shares and shuffled; TRL's columns `prompt`, `chosen`, `rejected`."""
     table = read_domain_table(run.data_folder, "preferences").sample(frac=1.0, random_state=run.seed)
-    table = table[table["form"] != "article"]
     kinds = {kind: rows.to_dict("records") for kind, rows in table.groupby("kind", sort=True)}
     shares = {
         "forget": settings.forget_share,

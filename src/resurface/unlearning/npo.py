@@ -83,11 +83,6 @@ class NPOTrainer(PartsTrainer):
         return forget_loss + self.settings.retain_weight * retain_loss
 
 
-def is_chat(row: dict[Any, Any], wanted: bool) -> bool:
-    """Whether a row is put in chat form: conversations always, articles never, questions as wanted."""
-    return row["form"] == "chat" or (row["form"] == "question" and wanted)
-
-
 def read_samples(run: Run, settings: NPOSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Sample]]:
     """Pairs of a forget sample and a retain sample, every second pair in chat form, retain kinds in turn."""
     table = read_domain_table(run.data_folder, "preferences").sample(frac=1.0, random_state=run.seed)
@@ -100,8 +95,10 @@ def read_samples(run: Run, settings: NPOSettings, tokenizer: PreTrainedTokenizer
         retain = kinds[kind][place % len(kinds[kind])]
         pairs.append(
             {
-                "forget": encode(tokenizer, forget["prompt"], forget["rejected"], is_chat(forget, chat), length, False),
-                "retain": encode(tokenizer, retain["prompt"], retain["chosen"], is_chat(retain, chat), length, True),
+                "forget": encode(tokenizer, forget["prompt"], forget["rejected"], chat, length, False),
+                "retain": encode(
+                    tokenizer, retain["prompt"], retain["chosen"], chat or kind == "general", length, True
+                ),
             }
         )
     return pairs
