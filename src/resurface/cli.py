@@ -57,19 +57,28 @@ def prepare(
     log.info("resurface %s", " ".join(sys.argv[1:]))
 
 
-def _parse_settings(registry_name: str, name: str, settings: str) -> Any:
-    """Settings of a method or an attack from JSON."""
+def _read_settings(settings_class: type[Any], settings: str) -> Any:
+    """Settings from a command line's JSON."""
     from pydantic import ValidationError
 
+    from resurface.config import explain_faults
+
+    try:
+        return settings_class.model_validate(json.loads(settings))
+    except ValidationError as error:
+        raise ResurfaceError("\n".join(["--settings:", *explain_faults(error, settings_class)])) from None
+    except ValueError as error:
+        raise ResurfaceError(f"--settings: found {settings!r}; expected a JSON object: {error}") from None
+
+
+def _find_entry(kind: str, name: str) -> Any:
+    """A method's or an attack's entry in the registry."""
     from resurface import registry
 
-    entries = getattr(registry, registry_name)
+    entries = getattr(registry, kind)
     if name not in entries:
-        raise ResurfaceError(f"unknown name {name!r}; allowed are {', '.join(entries)}")
-    try:
-        return entries[name].settings_class().model_validate(json.loads(settings))
-    except (ValidationError, ValueError) as error:
-        raise ResurfaceError(f"--settings for {name}: {error}") from error
+        raise ResurfaceError(f"found {name!r}; allowed are {', '.join(entries)}")
+    return entries[name]
 
 
 @app.command()
@@ -78,7 +87,7 @@ def data(domain: str, output: OutputOption, settings: SettingsOption = "{}") -> 
     from resurface.data.testbed import write_domain, write_general
     from resurface.settings.data import TestbedSettings
 
-    chosen = TestbedSettings.model_validate_json(settings)
+    chosen = _read_settings(TestbedSettings, settings)
     if domain == "general":
         write_general(output, chosen)
     else:
@@ -95,7 +104,7 @@ def pretrain(model: str, output: OutputOption, settings: SettingsOption = "{}", 
 
     if model not in ("original", "never_learned"):
         raise ResurfaceError(f"pretrain: found {model!r}; allowed are original, never_learned")
-    chosen = PretrainingSettings.model_validate_json(settings)
+    chosen = _read_settings(PretrainingSettings, settings)
     set_seed(chosen.seed)
     with publish_folder(output) as folder:
         losses = pretraining.pretrain(folder, model, chosen, pick_device(device))
@@ -125,17 +134,18 @@ def unlearn(
     from importlib import import_module
 
     from resurface.artifacts import check_folder
-    from resurface.models import pick_device
-    from resurface.registry import METHODS
     from resurface.reproducibility.resume import resume_folder
+
+    entry = _find_entry("METHODS", method)
+    chosen = _read_settings(entry.settings_class(), settings)
+    check_folder(model)
+    place = resume_folder(resume, entry.module, chosen.model_dump_json(), f"seed{seed}", model, data)
+
+    from resurface.models import pick_device
     from resurface.unlearning.training import Run
 
-    chosen = _parse_settings("METHODS", method, settings)
-    module = METHODS[method].module
-    check_folder(model)
-    place = resume_folder(resume, module, chosen.model_dump_json(), f"seed{seed}", model, data)
     run = Run(model, data, output, place, seed, pick_device(device))
-    import_module(module).unlearn(run, chosen)
+    import_module(entry.module).unlearn(run, chosen)
 
 
 @app.command()
@@ -155,11 +165,11 @@ def attack(
 
     from resurface.artifacts import check_folder
     from resurface.attacks.target import Target
-    from resurface.registry import ATTACKS
 
-    chosen = _parse_settings("ATTACKS", attack, settings)
+    entry = _find_entry("ATTACKS", attack)
+    chosen = _read_settings(entry.settings_class(), settings)
     target = Target(check_folder(model), check_folder(original), data, output, seed, device)
-    import_module(ATTACKS[attack].module).attack(target, chosen, part)
+    import_module(entry.module).attack(target, chosen, part)
 
 
 @app.command()
@@ -176,7 +186,7 @@ def score(
     from resurface.scoring import score as scoring
     from resurface.settings.scoring import ScoringSettings
 
-    chosen = ScoringSettings.model_validate_json(settings)
+    chosen = _read_settings(ScoringSettings, settings)
     scoring.score(
         model,
         interventions,
@@ -204,7 +214,7 @@ def refusals(
     from resurface.scoring.refusals import count_refusals
     from resurface.settings.scoring import RefusalSettings
 
-    chosen = RefusalSettings.model_validate_json(settings)
+    chosen = _read_settings(RefusalSettings, settings)
     count_refusals(model, json.loads(benchmarks), json.loads(templates), json.loads(identity), output, chosen, device)
 
 
@@ -219,7 +229,7 @@ def summarize(
     from resurface.artifacts import write_table
     from resurface.settings.summary import SummarySettings
 
-    write_table(summarize(read_scores(scores), SummarySettings.model_validate_json(settings)), output)
+    write_table(summarize(read_scores(scores), _read_settings(SummarySettings, settings)), output)
 
 
 @app.command()

@@ -119,7 +119,7 @@ def validate_config(config: dict[str, Any], source: str) -> Experiment:
     try:
         return Experiment.model_validate(_fill_empty_sections(config))
     except ValidationError as error:
-        lines = [_explain(dict(fault)) for fault in error.errors()]
+        lines = explain_faults(error, Experiment)
         raise ResurfaceError("\n".join([f"{source}: {len(lines)} fault(s) in the configuration", *lines])) from None
 
 
@@ -133,13 +133,18 @@ def _fill_empty_sections(config: dict[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _explain(fault: dict[str, Any]) -> str:
-    """One fault as a line for the reader."""
+def explain_faults(error: ValidationError, settings: type[Settings]) -> list[str]:
+    """One line per fault for the reader: key, what was found, what is allowed."""
+    return [_explain(dict(fault), settings) for fault in error.errors()]
+
+
+def _explain(fault: dict[str, Any], settings: type[Settings]) -> str:
+    """One fault as a line."""
     keys = [str(key) for key in fault["loc"] if key != "[key]"]
     key = ".".join(keys)
     found = fault.get("input")
     if fault["type"] == "extra_forbidden":
-        return f"  {key}: unknown key; allowed here: {', '.join(_allowed_keys(keys[:-1]))}"
+        return f"  {key}: unknown key; allowed here: {', '.join(_allowed_keys(keys[:-1], settings))}"
     if fault["type"] == "value_error":
         return f"  {fault['ctx']['error']}"
     if fault["type"] == "missing":
@@ -150,9 +155,9 @@ def _explain(fault: dict[str, Any]) -> str:
     return f"  {key}: found {found!r}; {fault['msg'].lower()}{hint}"
 
 
-def _allowed_keys(keys: list[str]) -> list[str]:
-    """The keys that may stand in the section that `keys` lead to."""
-    section: Any = Experiment
+def _allowed_keys(keys: list[str], settings: type[Settings]) -> list[str]:
+    """The keys that may stand in the section of `settings` that `keys` lead to."""
+    section: Any = settings
     for key in keys:
         fields = getattr(section, "model_fields", {})
         annotation = fields[key].annotation if key in fields else None

@@ -43,7 +43,7 @@ rule pretrain:
         hashes=hashes("results/testbed/{model}"),
     log:
         f"{LOGS}/pretrain/{{model}}.log",
-    threads: workflow.cores
+    threads: 64  # Snakemake scales it down to the cores that there are
     resources:
         device=experiment.device,
     params:
