@@ -16,13 +16,19 @@ def resurface(*arguments, cwd=None):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["attack", "gcgg", "--model", "m", "--original", "o", "--data", "d", "--output", "x"], ["'gcgg'", "finetuning"]),
+        (
+            ["attack", "gcgg", "--model", "m", "--original", "o", "--data", "d", "--output", "x"],
+            ["'gcgg'", "finetuning"],
+        ),
         (["unlearn", "rmv", "--model", "m", "--data", "d", "--output", "x"], ["'rmv'", "rmu, npo, dpo"]),
         (
             ["unlearn", "npo", "--model", "m", "--data", "d", "--output", "x", "--settings", '{"beta": -1}'],
             ["beta: found -1", "greater than 0"],
         ),
-        (["unlearn", "npo", "--model", "m", "--data", "d", "--output", "x", "--settings", "{"], ["expected a JSON object"]),
+        (
+            ["unlearn", "npo", "--model", "m", "--data", "d", "--output", "x", "--settings", "{"],
+            ["expected a JSON object"],
+        ),
         (["unlearn", "npo", "--model", "nowhere", "--data", "d", "--output", "x"], ["nowhere: no such folder"]),
         (["model", "nowhere", "--output", "x"], ["nowhere", "no such checkpoint folder"]),
         (["show", "nowhere.parquet"], ["nowhere.parquet: no such file"]),
@@ -47,7 +53,9 @@ def test_a_wrong_option_is_explained():
 
 @pytest.mark.parametrize("module", ["resurface.cli", "resurface.config", "resurface.attacks.logit_lens"])
 def test_light_modules_import_nothing_heavy(module):
-    code = f"import {module}, sys; print([m for m in ('torch', 'transformers', 'lm_eval', 'altair') if m in sys.modules])"
+    code = (
+        f"import {module}, sys; print([m for m in ('torch', 'transformers', 'lm_eval', 'altair') if m in sys.modules])"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

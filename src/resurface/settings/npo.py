@@ -20,5 +20,7 @@ class NPOSettings(TrainingSettings):
         description="tokens whose log-probabilities are summed: the answer's (NPO paper) or all (the paper's code)",
     )
     retain_likelihood: Literal["token_mean", "sequence_sum"] = Field(
-        "token_mean", description="mean per token, or summed per sample (the paper's code; about 100 times stronger)"
+        "token_mean",
+        description="mean per token of the answers, or summed over prompt and answer of a sample (the paper's code; about 100 "
+        "times stronger)",
     )

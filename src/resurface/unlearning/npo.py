@@ -76,8 +76,8 @@ class NPOTrainer(PartsTrainer):
         log_pi, _counts = sum_logprobs(model, inputs["forget"], self.pad, self.settings.forget_loss_over)
         reference = torch.tensor([sample["reference"] for sample in inputs["forget"]], device=log_pi.device)
         forget_loss = -2 / beta * torch.nn.functional.logsigmoid(-beta * (log_pi - reference)).mean()
-        kept, counts = sum_logprobs(model, inputs["retain"], self.pad, "answer")
         by_token = self.settings.retain_likelihood == "token_mean"
+        kept, counts = sum_logprobs(model, inputs["retain"], self.pad, "answer" if by_token else "sequence")
         retain_loss = -kept.sum() / counts.sum() if by_token else -kept.mean()
         self.parts = {"forget_loss": forget_loss.detach(), "retain_loss": retain_loss.detach()}
         return forget_loss + self.settings.retain_weight * retain_loss
