@@ -15,6 +15,7 @@ accuracy on validation questions, the first of equals.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -135,7 +136,8 @@ def _resample(table: pd.DataFrame, settings: SummarySettings) -> dict[tuple, Ans
         correct = group["correct"].to_numpy(dtype=float)
         assert len(correct) == len(questions), f"{key}: {len(correct)} answers to {len(questions)} questions"
         right = np.bincount(codes, weights=correct, minlength=len(clusters))
-        key = tuple(None if part != part else part for part in key)  # NaN, a missing seed, is not itself
+        parts: tuple[Any, ...] = key if isinstance(key, tuple) else (key,)
+        key = tuple(None if pd.isna(part) else part for part in parts)
         found[key] = Answers(correct, weights @ right / asked, int(group["choices"].iloc[0]))
     return found
 
