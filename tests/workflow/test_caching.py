@@ -50,13 +50,11 @@ def scheduled(project: Path) -> set[str]:
     """The jobs that a dry run would start, as `rule method attack`, wildcards where a rule has them."""
     plan = snakemake(project, "--dry-run", "--quiet", "host").stdout
     jobs = set()
-    for block in re.split(r"\n\n+", plan):
-        rule = re.search(r"rule (\w+):", block)
-        if not rule or rule[1] == "all":
-            continue
-        wildcards = dict(re.findall(r"(\w+)=([\w./]+)", (re.search(r"wildcards: (.*)", block) or [None, ""])[1]))
-        jobs.add(" ".join([rule[1], *(wildcards[key] for key in ("method", "attack") if key in wildcards)]))
-    return jobs
+    for rule, block in re.findall(r"^rule (\w+):\n((?:    .*\n)*)", plan, flags=re.MULTILINE):
+        found = re.search(r"wildcards: (.*)", block)
+        wildcards = dict(re.findall(r"(\w+)=(\w+)", found[1])) if found else {}
+        jobs.add(" ".join([rule, *(wildcards[key] for key in ("method", "attack") if key in wildcards)]))
+    return jobs - {"all"}
 
 
 def edit(path: Path) -> None:

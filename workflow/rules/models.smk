@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from resurface.artifacts import hash_folder
 from resurface.checkpoints import BUNDLED
 
 
@@ -14,12 +15,23 @@ def model_source(wildcards):
 
 
 def model_files(wildcards):
-    """The files of a reference model: when one of them changes, everything is made anew."""
+    """The files of a reference model: when one of them changes, everything is made anew.
+
+    Bundled ones are known by content instead, so that a checkout that is moved stays current.
+    """
     source = getattr(experiment.models, wildcards.model)
+    if source == "testbed":
+        return []
     if source == "pretrain":
         return [hashes(model_source(wildcards))]
-    folder = BUNDLED / wildcards.model if source == "testbed" else Path(source)
-    return sorted(path for path in folder.glob("*") if path.is_file())
+    return sorted(path for path in Path(source).glob("*") if path.is_file())
+
+
+def model_content(wildcards):
+    """The content hashes of a bundled model."""
+    if getattr(experiment.models, wildcards.model) != "testbed":
+        return None
+    return json.dumps(hash_folder(BUNDLED / wildcards.model))
 
 
 rule model:
@@ -32,6 +44,7 @@ rule model:
         f"{LOGS}/models/{{model}}.log",
     params:
         model=model_source,
+        content=model_content,
         source=fingerprint("resurface.checkpoints"),
     shell:
         "resurface --log {log} model {params.model:q} --output {output.folder}"
