@@ -173,7 +173,8 @@ def train(trainer: Trainer, run: Run) -> pd.DataFrame:
 def tabulate_losses(history: list[dict[str, float]]) -> pd.DataFrame:
     """The logged losses as a table: `step`, `loss`, `learning_rate`, `grad_norm` and a method's own parts."""
     rows = [row for row in history if "loss" in row]
-    columns = ["step", "loss", *sorted({key for row in rows for key in row} - {"step", "loss", "epoch"})]
+    # `num_tokens` counts from the start of the process, not of the run: a resumed run would differ by it.
+    columns = ["step", "loss", *sorted({key for row in rows for key in row} - {"step", "loss", "epoch", "num_tokens"})]
     return pd.DataFrame(rows)[columns]
 
 
