@@ -106,7 +106,7 @@ class ResurfaceLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[LogLikelihood]:
         """Answer the harness under this model's variant: (log-probability in nats, is it the greedy choice)."""
-        with change_model(self.model, self.variant.model, self.folder) as _:
+        with change_model(self.model, self.variant.model, self.folder):
             rows = self.plan_rows(requests, self.variant)
             return self.answer(rows, [self.variant], disable_tqdm)[0]
 
@@ -228,7 +228,7 @@ def answer_variants(
         passes.setdefault((change, variant.prompt), []).append(variant)
     for number, members in enumerate(passes.values(), 1):
         report(f"pass {number} of {len(passes)}: {members[0].variant}{' …' if len(members) > 1 else ''}")
-        with change_model(model.model, members[0].model, model.folder) as _:
+        with change_model(model.model, members[0].model, model.folder):
             for name, requests in request_lists.items():
                 prompt = members[0].prompt
                 if (name, prompt) not in rows:

@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 from resurface.data.tables import read_domain_table
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.dpo import DPOSettings
-from resurface.unlearning.training import Run, choose_trained, load_trainable, saving, train, training_arguments
+from resurface.unlearning.training import Run, choose_trained, load_trainable, save, train, training_arguments
 
 
 def read_pairs(run: Run, settings: DPOSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
@@ -47,7 +47,7 @@ def unlearn(run: Run, settings: DPOSettings) -> None:
     Raises:
         ResurfaceError: a broken table or checkpoint, a diverging loss.
     """
-    model, tokenizer = load_trainable(run, settings)
+    model, tokenizer = load_trainable(run)
     pairs = Dataset.from_list(read_pairs(run, settings, tokenizer)).shuffle(seed=run.seed)
     held_out = int(len(pairs) * settings.held_out)
     arguments = training_arguments(run, settings)
@@ -66,5 +66,4 @@ def unlearn(run: Run, settings: DPOSettings) -> None:
         processing_class=tokenizer,
     )
     losses = train(trainer, run)
-    with saving(run, trainer.model, tokenizer, losses):
-        pass
+    save(run, trainer.model, tokenizer, losses)

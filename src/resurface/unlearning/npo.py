@@ -22,7 +22,7 @@ from resurface.unlearning.training import (
     Run,
     choose_trained,
     load_trainable,
-    saving,
+    save,
     train,
     training_arguments,
 )
@@ -110,7 +110,7 @@ def unlearn(run: Run, settings: NPOSettings) -> None:
     Raises:
         ResurfaceError: a broken table or checkpoint, a diverging loss.
     """
-    model, tokenizer = load_trainable(run, settings)
+    model, tokenizer = load_trainable(run)
     pad = tokenizer.pad_token_id
     pairs = read_samples(run, settings, tokenizer)
     with torch.no_grad():
@@ -129,5 +129,4 @@ def unlearn(run: Run, settings: NPOSettings) -> None:
         pad=pad,
     )
     losses = train(trainer, run)
-    with saving(run, trainer.model, tokenizer, losses):
-        pass
+    save(run, trainer.model, tokenizer, losses)

@@ -25,7 +25,7 @@ from resurface.unlearning.training import (
     Run,
     choose_trained,
     load_trainable,
-    saving,
+    save,
     train,
     training_arguments,
 )
@@ -104,7 +104,7 @@ def unlearn(run: Run, settings: RMUSettings) -> None:
     Raises:
         ResurfaceError: a block that the model does not have, a broken table or checkpoint, a diverging loss.
     """
-    model, tokenizer = load_trainable(run, settings)
+    model, tokenizer = load_trainable(run)
     check_blocks([settings.block], model, "rmu.block")
     pad = tokenizer.pad_token_id
     corpora = {
@@ -134,5 +134,4 @@ def unlearn(run: Run, settings: RMUSettings) -> None:
         target=target,
     )
     losses = train(trainer, run)
-    with saving(run, trainer.model, tokenizer, losses):
-        pass
+    save(run, trainer.model, tokenizer, losses)

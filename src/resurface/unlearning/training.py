@@ -6,8 +6,6 @@ a hash of everything that determines the run, and goes once the run is done.
 
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +79,7 @@ class PartsTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def load_trainable(run: Run, settings: TrainingSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_trainable(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Seed everything and load the original in float32, ready to be trained."""
     set_seed(run.seed)
     model = load_model(run.model_folder, run.device, "float32")
@@ -178,8 +176,7 @@ def tabulate_losses(history: list[dict[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows)[columns]
 
 
-@contextmanager
-def saving(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, losses: pd.DataFrame) -> Iterator[Path]:
+def save(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, losses: pd.DataFrame) -> None:
     """Write the checkpoint (a LoRA update merged into the weights), the tokenizer and `losses.parquet`."""
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
@@ -188,5 +185,4 @@ def saving(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, losses: pd.
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         losses.to_parquet(folder / "losses.parquet", index=False)
-        yield folder
     shutil.rmtree(run.resume_folder, ignore_errors=True)
