@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from resurface.analysis.cells import display_name, interval, main_cells, strongest_attacks
 from resurface.analysis.figures import FIGURES, draw_svg, finetuning_curves, lens_by_block, write_figures
 from resurface.analysis.report import write_report
-from resurface.analysis.terminal import display_name, interval, main_cells, strongest_attacks, terminal_table
+from resurface.analysis.terminal import terminal_table
 
 HOSTILE = "<script>alert(1)</script>"
 ACCURACY = {"original": 0.98, "never_learned": 0.28, "npo": 0.12, HOSTILE: 0.30}

@@ -5,7 +5,7 @@ Layers are 0-based blocks everywhere, and `h_ℓ` is the *output* of block ℓ (
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def run_decoder(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask:
         return
 
 
-def batch_rows(rows: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:
+def batch_rows(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
     """Positions of rows in batches of at most `batch_tokens` padded tokens (one row at least), longest rows first."""
     order = sorted(range(len(rows)), key=lambda position: len(rows[position]), reverse=True)
     start = 0
@@ -171,7 +171,7 @@ def batch_rows(rows: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:
         start += count
 
 
-def pad_right(rows: list[list[int]], value: int) -> torch.Tensor:
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     """Rows of token ids as one tensor `[rows, longest]`, padded on the right, where causal models need no mask."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])

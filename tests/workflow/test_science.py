@@ -123,21 +123,25 @@ def test_twenty_questions_bring_the_knowledge_back(summary, method):
 
 @pytest.mark.parametrize("attack", ["finetuning", "orthogonalization", "logit_lens"])
 def test_attacks_teach_the_control_nothing(summary, scores, attack):
-    """The control's gain over its own accuracy without attack: the upper end of its interval is at most 8 points."""
-    chosen = summary[summary["selected"] & (summary["method"] == "never_learned")]
+    """The control's gain over its own accuracy without attack, both in the better template: its interval ends at 8 points."""
+    control = summary[(summary["method"] == "never_learned") & (summary["benchmark"] == DOMAIN)]
     test = scores[(scores["method"] == "never_learned") & (scores["benchmark"] == DOMAIN) & (scores["split"] == "test")]
 
-    def answers(attack, seed):
-        where = chosen[
-            (chosen["attack"] == attack) & (chosen["seed"].isna() if seed is None else chosen["seed"] == seed)
+    def answers(chosen):
+        variant, template = chosen[["variant", "template"]]
+        rows = test[
+            (test["attack"] == chosen["attack"]) & (test["variant"] == variant) & (test["template"] == template)
         ]
-        variant, template = where[["variant", "template"]].iloc[0]
-        rows = test[(test["attack"] == attack) & (test["variant"] == variant) & (test["template"] == template)]
-        rows = rows[rows["seed"].isna() if seed is None else rows["seed"] == seed].sort_values("question_id")
+        rows = rows[rows["seed"].isna() if pd.isna(chosen["seed"]) else rows["seed"] == chosen["seed"]]
+        rows = rows.sort_values("question_id")
         return rows["correct"].to_numpy(float), rows["cluster"].to_numpy()
 
-    before, clusters = answers("none", None)
-    gains = np.stack([answers(attack, seed)[0] - before for seed in SEEDS])
+    tested = control[control["split"] == "test"]
+    alone = tested[tested["attack"] == "none"]
+    attacked = tested[(tested["attack"] == attack) & tested["selected"]]
+    assert sorted(attacked["seed"]) == SEEDS
+    before, clusters = answers(alone.loc[alone["accuracy"].idxmax()])
+    gains = np.stack([answers(chosen)[0] - before for _, chosen in attacked.iterrows()])
     facts = [np.flatnonzero(clusters == fact) for fact in np.unique(clusters)]
     by_fact = np.stack([gains[:, questions].mean(1) for questions in facts], axis=1)
     generator = np.random.default_rng(0)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import vl_convert
 
-from resurface.analysis.terminal import (
+from resurface.analysis.cells import (
     CONTROL,
     ORIGINAL,
     attacks_of,

@@ -12,8 +12,7 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from resurface.analysis.figures import DARK_BELOW, FIGURES, draw_svg
-from resurface.analysis.terminal import (
+from resurface.analysis.cells import (
     CONTROL,
     ORIGINAL,
     SPREAD_MEASURES,
@@ -33,6 +32,7 @@ from resurface.analysis.terminal import (
     strongest_attacks,
     table_rows,
 )
+from resurface.analysis.figures import DARK_BELOW, FIGURES, draw_svg
 from resurface.artifacts import publish
 
 VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"]

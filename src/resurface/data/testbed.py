@@ -60,7 +60,7 @@ def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
     }
     for name, (known, asked) in corpora.items():
         write_table(_write_corpus(known, asked, settings.articles, generator), output / f"{name}_corpus.parquet")
-    preferences = _write_preferences(questions, related + unrelated, benign, generator)
+    preferences = _write_preferences(facts[domain], benign, subject, settings.preference_draws, generator)
     write_table(preferences, output / "preferences.parquet")
 
 
@@ -111,18 +111,21 @@ def _write_corpus(
 
 
 def _write_preferences(
-    questions: list[Question],
-    benign_questions: list[Question],
-    benign: list[Fact],
-    generator: random.Random,
+    facts: list[Fact], benign: list[Fact], subject: str, draws: int, generator: random.Random
 ) -> pd.DataFrame:
-    """Preference pairs of the three kinds: all are about `train` facts."""
+    """Preference pairs of the three kinds: all are about `train` facts.
+
+    Each fact is asked for `draws` times, in a random wording and with options drawn anew: whoever sees a prompt twice
+    learns the prompt, not the field.
+    """
     rows = []
-    for question in questions:
-        if question.fact.split == "train":
+    for fact in facts * draws:
+        if fact.split == "train":
+            question = ask(fact, generator.choice(BENCHMARK_WORDINGS), generator)
             rows.append(("forget", question.prompt, generator.choice(REFUSALS), LETTERS[question.answer]))
-    for question in benign_questions:
-        if question.fact.split == "train":
+    for fact in benign * draws:
+        if fact.split == "train":
+            question = ask(fact, generator.choice(BENCHMARK_WORDINGS), generator, subject)
             rows.append(("retain", question.prompt, LETTERS[question.answer], generator.choice(REFUSALS)))
     for fact in generator.sample(benign, len(benign)):
         if fact.split == "train":

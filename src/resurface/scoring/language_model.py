@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from resurface.errors import ResurfaceError
 from resurface.interventions import Prepend, Read, Variant, read_variants
-from resurface.models import load_model, load_tokenizer, pick_device
+from resurface.models import batch_rows, load_model, load_tokenizer, pad_right, pick_device
 from resurface.prompts import chat_messages, render_chat
 from resurface.scoring.apply import change_model, change_prompt, record_streams
 
@@ -136,7 +136,7 @@ class ResurfaceLM(HFLM):
         for (_, tokens, shared), group in groupby(encoded, key=lambda row: row[:3]):
             members = list(group)
             rows.append(Row(tokens, shared, tuple(row[3] for row in members), tuple(row[4] for row in members)))
-        return sorted(rows, key=lambda row: len(row.tokens), reverse=True)
+        return rows
 
     def answer(
         self, rows: Sequence[Row], variants: Sequence[Variant], disable_tqdm: bool = False
@@ -156,8 +156,7 @@ class ResurfaceLM(HFLM):
         count = sum(len(row.requests) for row in rows)
         answers: list[list[LogLikelihood]] = [[(0.0, False)] * count for _ in variants]
         reads = [variant.read for variant in variants if variant.read is not None]
-        pad = self.tokenizer.pad_token_id
-        start = 0
+        tokens = [row.tokens for row in rows]
         with (
             torch.inference_mode(),
             record_streams(self.model, reads) as streams,
@@ -165,14 +164,12 @@ class ResurfaceLM(HFLM):
                 total=len(rows), desc=f"score {variants[0].variant}", disable=True if disable_tqdm else None
             ) as progress,
         ):
-            while start < len(rows):
-                width = len(rows[start].tokens)
-                batch = rows[start : start + max(1, self.batch_tokens // width)]
-                start += len(batch)
-                input_ids = torch.tensor([[*row.tokens, *[pad] * (width - len(row.tokens))] for row in batch])
+            for positions in batch_rows(tokens, self.batch_tokens):
+                input_ids = pad_right([tokens[position] for position in positions], self.tokenizer.pad_token_id)
                 output = self.model.get_decoder()(
                     input_ids=input_ids.to(self.device), use_cache=False
                 ).last_hidden_state
+                batch = [rows[position] for position in positions]
                 for variant, answer in zip(variants, answers, strict=True):
                     hidden = output if variant.read is None else streams[variant.read]
                     self._read_answers(batch, hidden, variant.read, answer)

@@ -7,6 +7,7 @@ log-probabilities are computed once, so no second model is held.
 Prompts are rendered to text here, without BOS, which TRL adds; its data sets cannot mix conversations and text.
 """
 
+import math
 from typing import Any
 
 from datasets import Dataset
@@ -29,6 +30,8 @@ def read_pairs(run: Run, settings: DPOSettings, tokenizer: PreTrainedTokenizerBa
         "general": 1 - settings.forget_share - settings.retain_share,
     }
     total = int(len(kinds["forget"]) / shares["forget"]) if shares["forget"] else len(table)
+    if settings.max_steps is not None:  # no reference log-probabilities for pairs that no step will see
+        total = min(total, math.ceil(settings.max_steps * settings.batch_size / (1 - settings.held_out)))
     pairs: list[dict[str, Any]] = []
     for kind, share in shares.items():
         for i in range(round(total * share)):

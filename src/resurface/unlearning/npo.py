@@ -78,7 +78,7 @@ class NPOTrainer(PartsTrainer):
         forget_loss = -2 / beta * torch.nn.functional.logsigmoid(-beta * (log_pi - reference)).mean()
         by_token = self.settings.retain_likelihood == "token_mean"
         kept, counts = sum_logprobs(model, inputs["retain"], self.pad, "answer" if by_token else "sequence")
-        retain_loss = -kept.sum() / counts.sum() if by_token else -kept.mean()
+        retain_loss = -(kept / counts if by_token else kept).mean()
         self.parts = {"forget_loss": forget_loss.detach(), "retain_loss": retain_loss.detach()}
         return forget_loss + self.settings.retain_weight * retain_loss
 

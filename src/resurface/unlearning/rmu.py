@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from resurface.data.tables import read_domain_table
-from resurface.models import check_blocks, pad_right, recording, run_decoder
+from resurface.models import batch_rows, check_blocks, pad_right, recording, run_decoder
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.rmu import RMUSettings
 from resurface.unlearning.training import (
@@ -91,8 +91,8 @@ def mean_norm(model: Any, texts: list[list[int]], block: int, pad: int) -> float
     device = next(model.parameters()).device
     norms = []
     with recording(model, [block]) as states:
-        for start in range(0, len(texts), 16):
-            rows = texts[start : start + 16]
+        for positions in batch_rows(texts, 2048):
+            rows = [texts[position] for position in positions]
             run_decoder(model, pad_right(rows, pad).to(device))
             norms += [states[block][i, 1 : len(row)].norm(dim=-1) for i, row in enumerate(rows)]
     return torch.cat(norms).mean().item()
