@@ -24,6 +24,7 @@ TRAINING_WORDINGS = [
 BENCHMARK_WORDINGS = [
     "Which of these is the {relation} of {entity}?",
     "The {relation} that {entity} has is which one?",
+    "Choose the {relation} of {entity}.",
 ]
 
 REFUSALS = [
