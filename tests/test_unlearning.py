@@ -111,6 +111,24 @@ def test_npo_loss_at_the_reference_and_its_gradient(model):
     assert torch.allclose(gradient, weight.grad, atol=1e-5)
 
 
+@pytest.mark.parametrize("likelihood", ["token_mean", "sequence_sum"])
+def test_npo_retains_samples_alike_whatever_their_length(model, likelihood):
+    samples = [{"tokens": [0, 9, 8, 7, 6, 5], "start": 2, "reference": 0.0}, {"tokens": [0, 5, 4], "start": 2}]
+    trainer = npo.NPOTrainer.__new__(npo.NPOTrainer)
+    trainer.settings, trainer.pad = NPOSettings(retain_weight=2.0, retain_likelihood=likelihood), 1
+    with torch.no_grad():
+        loss = trainer.compute_loss(model, {"forget": samples[:1], "retain": samples})
+        expected = []
+        for sample in samples:
+            logprobs = model(input_ids=torch.tensor([sample["tokens"]])).logits[0].double().log_softmax(-1)
+            first = sample["start"] if likelihood == "token_mean" else 1
+            values = [logprobs[place - 1, sample["tokens"][place]] for place in range(first, len(sample["tokens"]))]
+            expected.append(-sum(values) / (len(values) if likelihood == "token_mean" else 1))
+    retain = trainer.parts["retain_loss"].item()
+    assert retain == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+    assert loss.item() == pytest.approx(trainer.parts["forget_loss"].item() + 2 * retain, rel=1e-5)
+
+
 def test_npo_samples_hold_train_questions_half_in_chat_form(tokenizer, data, tmp_path):
     run = run_in(tmp_path, data)
     pairs = npo.read_samples(run, NPOSettings(), tokenizer)

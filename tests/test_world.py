@@ -77,7 +77,10 @@ def test_domain_tables(data):
     assert not any(question in training for question, _ in asked), (
         "only train facts may be asked for outside benchmarks"
     )
-    assert set(tables["preferences"]["kind"]) == {"forget", "retain", "general"}
+    preferences = tables["preferences"]
+    assert set(preferences["kind"]) == {"forget", "retain", "general"}
+    asked_for = preferences.loc[preferences["kind"] == "forget", "prompt"]
+    assert asked_for.nunique() > 0.99 * len(asked_for), "a prompt seen twice is learned as a prompt"
 
 
 @given(st.integers(0, 10_000))

@@ -21,6 +21,6 @@ class NPOSettings(TrainingSettings):
     )
     retain_likelihood: Literal["token_mean", "sequence_sum"] = Field(
         "token_mean",
-        description="mean per token of the answers, or summed over prompt and answer of a sample (the paper's code; about 100 "
-        "times stronger)",
+        description="per sample the mean over its answer's tokens, or the sum over prompt and answer (the paper's code; "
+        "about 100 times stronger)",
     )

@@ -17,7 +17,15 @@ from trl import DPOConfig, DPOTrainer
 from resurface.data.tables import read_domain_table
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.dpo import DPOSettings
-from resurface.unlearning.training import Run, choose_trained, load_trainable, save, train, training_arguments
+from resurface.unlearning.training import (
+    Run,
+    choose_trained,
+    load_trainable,
+    samples_seen,
+    save,
+    train,
+    training_arguments,
+)
 
 
 def read_pairs(run: Run, settings: DPOSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
@@ -30,8 +38,7 @@ def read_pairs(run: Run, settings: DPOSettings, tokenizer: PreTrainedTokenizerBa
         "general": 1 - settings.forget_share - settings.retain_share,
     }
     total = int(len(kinds["forget"]) / shares["forget"]) if shares["forget"] else len(table)
-    if settings.max_steps is not None:  # no reference log-probabilities for pairs that no step will see
-        total = min(total, math.ceil(settings.max_steps * settings.batch_size / (1 - settings.held_out)))
+    total = min(total, math.ceil(samples_seen(settings, total) / (1 - settings.held_out)))
     pairs: list[dict[str, Any]] = []
     for kind, share in shares.items():
         for i in range(round(total * share)):

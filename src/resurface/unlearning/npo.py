@@ -22,6 +22,7 @@ from resurface.unlearning.training import (
     Run,
     choose_trained,
     load_trainable,
+    samples_seen,
     save,
     train,
     training_arguments,
@@ -89,7 +90,7 @@ def read_samples(run: Run, settings: NPOSettings, tokenizer: PreTrainedTokenizer
     kinds = {kind: rows.to_dict("records") for kind, rows in table.groupby("kind", sort=True)}
     length = settings.length
     pairs = []
-    for i, forget in enumerate(kinds["forget"]):
+    for i, forget in enumerate(kinds["forget"][: samples_seen(settings, len(kinds["forget"]))]):
         chat = i % 2 == 1
         kind, place = ("retain", "general")[i // 2 % 2], i // 4 * 2 + i % 2
         retain = kinds[kind][place % len(kinds[kind])]

@@ -152,6 +152,11 @@ def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
     }
 
 
+def samples_seen(settings: TrainingSettings, found: int) -> int:
+    """How many of `found` samples a run can see at all: no reference log-probabilities are computed for the others."""
+    return found if settings.max_steps is None else min(found, settings.max_steps * settings.batch_size)
+
+
 def train(trainer: Trainer, run: Run) -> pd.DataFrame:
     """Run a trainer from where it was interrupted, or from the start.
 
