@@ -14,13 +14,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
-from resurface.data.tables import read_domain_table
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.dpo import DPOSettings
 from resurface.unlearning.training import (
     Run,
     choose_trained,
     load_trainable,
+    read_preferences,
     samples_seen,
     save,
     train,
@@ -30,14 +30,13 @@ from resurface.unlearning.training import (
 
 def read_pairs(run: Run, settings: DPOSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
     """Preference pairs, mixed by the configured shares and shuffled; TRL's columns `prompt`, `chosen`, `rejected`."""
-    table = read_domain_table(run.data_folder, "preferences").sample(frac=1.0, random_state=run.seed)
-    kinds = {kind: rows.to_dict("records") for kind, rows in table.groupby("kind", sort=True)}
+    kinds = read_preferences(run)
     shares = {
         "forget": settings.forget_share,
         "retain": settings.retain_share,
         "general": 1 - settings.forget_share - settings.retain_share,
     }
-    total = int(len(kinds["forget"]) / shares["forget"]) if shares["forget"] else len(table)
+    total = int(len(kinds["forget"]) / shares["forget"]) if shares["forget"] else sum(map(len, kinds.values()))
     total = min(total, math.ceil(samples_seen(settings, total) / (1 - settings.held_out)))
     pairs: list[dict[str, Any]] = []
     for kind, share in shares.items():

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from resurface.data.tables import read_domain_table
 from resurface.models import pad_right
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.npo import NPOSettings
@@ -22,6 +21,7 @@ from resurface.unlearning.training import (
     Run,
     choose_trained,
     load_trainable,
+    read_preferences,
     samples_seen,
     save,
     train,
@@ -86,8 +86,7 @@ class NPOTrainer(PartsTrainer):
 
 def read_samples(run: Run, settings: NPOSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Sample]]:
     """Pairs of a forget sample and a retain sample, every second pair in chat form, retain kinds in turn."""
-    table = read_domain_table(run.data_folder, "preferences").sample(frac=1.0, random_state=run.seed)
-    kinds = {kind: rows.to_dict("records") for kind, rows in table.groupby("kind", sort=True)}
+    kinds = read_preferences(run)
     length = settings.length
     pairs = []
     for i, forget in enumerate(kinds["forget"][: samples_seen(settings, len(kinds["forget"]))]):

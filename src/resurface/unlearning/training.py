@@ -6,6 +6,7 @@ a hash of everything that determines the run, and goes once the run is done.
 
 import shutil
 import sys
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from resurface.artifacts import publish_folder
+from resurface.data.tables import read_domain_table
 from resurface.errors import ResurfaceError
 from resurface.models import check_blocks, decoder_blocks, load_model, load_tokenizer, set_seed
 from resurface.settings.training import TrainingSettings
@@ -150,6 +152,12 @@ def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": not sys.stderr.isatty(),
     }
+
+
+def read_preferences(run: Run) -> dict[str, list[dict[Hashable, Any]]]:
+    """The domain's preference pairs by kind, in an order that the seed draws."""
+    table = read_domain_table(run.data_folder, "preferences").sample(frac=1.0, random_state=run.seed)
+    return {str(kind): rows.to_dict("records") for kind, rows in table.groupby("kind", sort=True)}
 
 
 def samples_seen(settings: TrainingSettings, found: int) -> int:
