@@ -107,7 +107,7 @@ def test_the_table_agrees_with_the_harness_and_with_itself(ours, scored, templat
 def test_one_row_per_question_variant_template_and_no_text(scored, here):
     keys = ["variant", "template", "benchmark", "task", "question_id"]
     assert not scored.duplicated(keys).any()
-    assert len(scored) == 4 * 2 * (608 + 240)
+    assert len(scored) == 4 * 2 * (912 + 240)
     assert set(scored[scored["benchmark"] == "general"]["task"]) == {
         f"testbed_general_{subject}"
         for subject in ["geography", "history", "music", "cooking", "sports", "engineering"]
