@@ -1,7 +1,8 @@
 """The testbed as a data source: the tables of a fictional forget domain, and the general questions.
 
-Corpora are half articles, which cover all facts as WMDP's corpora cover its questions, and half solved questions. Question
-form is given to methods and attacks for `train` facts only. Benchmarks ask for `validation` and `test` facts, each in every benchmark wording.
+Corpora are half articles, which cover all facts as WMDP's corpora cover its questions, and half solved questions. Methods
+and attacks see multiple-choice questions about `train` facts only, and of the domain's other facts nothing but articles.
+Benchmarks ask for `validation` and `test` facts, each in every benchmark wording.
 """
 
 import random
@@ -113,7 +114,10 @@ def _write_corpus(
 def _write_preferences(
     facts: list[Fact], benign: list[Fact], subject: str, draws: int, generator: random.Random
 ) -> pd.DataFrame:
-    """Preference pairs of the three kinds: all are about `train` facts.
+    """Preference pairs of the three kinds: multiple choice about `train` facts, and open chat about every benign fact.
+
+    Chat covers all splits because a chat corpus covers what everybody knows: models that rehearse only the benign `train`
+    facts lose the others while their retain loss stays near zero.
 
     Each fact is asked for `draws` times, in a random wording and with options drawn anew: whoever sees a prompt twice
     learns the prompt, not the field.
@@ -127,12 +131,11 @@ def _write_preferences(
         if fact.split == "train":
             question = ask(fact, generator.choice(BENCHMARK_WORDINGS), generator, subject)
             rows.append(("retain", question.prompt, LETTERS[question.answer], generator.choice(REFUSALS)))
-    for fact in generator.sample(benign, len(benign)):
-        if fact.split == "train":
-            prompt = generator.choice(TRAINING_WORDINGS).format(relation=fact.relation, entity=fact.entity)
-            others = [value for value in FIELDS[fact.field].relations[fact.relation] if value != fact.value]
-            wrong = state(replace(fact, value=generator.choice(others)), generator, STATEMENT_WORDINGS[0])
-            rejected = generator.choice([generator.choice(REFUSALS), wrong])
-            # One wording, so that chat trains no preference but for the facts.
-            rows.append(("general", prompt, state(fact, generator, STATEMENT_WORDINGS[0]), rejected))
+    for fact in generator.sample(benign, len(benign)) * draws:
+        prompt = generator.choice(TRAINING_WORDINGS).format(relation=fact.relation, entity=fact.entity)
+        others = [value for value in FIELDS[fact.field].relations[fact.relation] if value != fact.value]
+        wrong = state(replace(fact, value=generator.choice(others)), generator, STATEMENT_WORDINGS[0])
+        rejected = generator.choice([generator.choice(REFUSALS), wrong])
+        # One wording, so that chat trains no preference but for the facts.
+        rows.append(("general", prompt, state(fact, generator, STATEMENT_WORDINGS[0]), rejected))
     return pd.DataFrame(rows, columns=PREFERENCE_COLUMNS)
