@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from resurface.data.tables import TABLES, read_domain_table
 from resurface.settings.testbed import PretrainingSettings
 from resurface.testbed.pretraining import hash_world, write_documents
-from resurface.testbed.texts import BENCHMARK_WORDINGS, TRAINING_WORDINGS, add_noise, ask
-from resurface.testbed.world import FIELDS, FORGET_DOMAINS, make_facts
+from resurface.testbed.texts import BENCHMARK_WORDINGS, STATEMENT_WORDINGS, TRAINING_WORDINGS, add_noise, ask
+from resurface.testbed.world import FIELDS, FORGET_DOMAINS, GENERAL_SUBJECTS, make_facts
 
 
 def test_forget_domains_have_enough_facts_in_the_right_splits():
@@ -79,6 +79,12 @@ def test_domain_tables(data):
     )
     preferences = tables["preferences"]
     assert set(preferences["kind"]) == {"forget", "retain", "general"}
+    told = set(preferences.loc[preferences["kind"] == "general", "chosen"])
+    assert told == {
+        STATEMENT_WORDINGS[0].format(relation=fact.relation, entity=fact.entity, value=fact.value)
+        for field in [FIELDS[DOMAIN].retain, *GENERAL_SUBJECTS]
+        for fact in make_facts(0)[field]
+    }, "chat covers every benign fact and no other"
     asked_for = preferences.loc[preferences["kind"] == "forget", "prompt"]
     assert asked_for.nunique() > 0.99 * len(asked_for), "a prompt seen twice is learned as a prompt"
 
