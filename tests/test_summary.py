@@ -1,7 +1,6 @@
 """The summary: each number against a closed form, a brute-force loop or hand-made cases."""
 
 import hashlib
-import math
 
 import numpy as np
 import pandas as pd
@@ -84,14 +83,21 @@ def test_columns_and_reference_rows(table):
         assert pd.isna(one["excess"])
 
 
-def test_wilson_interval_equals_its_closed_form(table):
+def test_the_interval_is_that_of_as_many_independent_questions(table):
+    """Both questions of a fact are answered alike, so that 200 questions say as much as 100."""
     one = row(table, method="npo", attack="none", template="plain", split="test", benchmark=DOMAIN)
-    n, p, z = 200, 0.2, 1.959963984540054
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    expected = binomtest(20, 100).proportion_ci(method="wilson")
     assert (one["n"], one["accuracy"]) == (200, 0.2)
-    assert one["ci_low"] == pytest.approx(centre - half)
-    assert one["ci_high"] == pytest.approx(centre + half)
+    assert one["ci_low"] == pytest.approx(expected.low)
+    assert one["ci_high"] == pytest.approx(expected.high)
+
+
+def test_questions_of_their_own_have_wilson_s_interval(tmp_path):
+    alone = scores("original", None, "none", both(0.3)).assign(cluster=lambda rows: rows["question_id"])
+    write_table(alone.astype({"seed": "Int64"}), tmp_path / "scores.parquet")
+    one = row(summarize(read_scores([tmp_path / "scores.parquet"]), SummarySettings()), template="plain", split="test")
+    expected = binomtest(60, 200).proportion_ci(method="wilson")
+    assert (one["ci_low"], one["ci_high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_recovery_counts_from_the_floor_of_the_better_template(table):
@@ -124,7 +130,7 @@ def test_excess_is_over_the_control_under_the_same_attack(table):
     assert one["control_accuracy"] == pytest.approx(0.3)
     assert one["excess"] == pytest.approx(0.4)
     assert one["excess_ci_low"] < 0.4 < one["excess_ci_high"]
-    assert one["p_value"] == pytest.approx(binomtest(80, 80).pvalue)
+    assert one["p_value"] == pytest.approx(binomtest(40, 40).pvalue), "80 questions are 40 facts"
     before = row(table, method="npo", attack="none", template="plain", split="test", benchmark=DOMAIN)
     assert before["control_accuracy"] == pytest.approx(0.25)
 

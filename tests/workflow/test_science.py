@@ -1,7 +1,7 @@
 """The science on the testbed: one real run over three seeds of unlearning and attack, and what it must show.
 
 Accuracies are means over seeds on the domain's test questions, in the better of the two templates; intervals come from
-a bootstrap over facts (two questions each) and seeds.
+a bootstrap over facts (each asked in several wordings) and seeds.
 """
 
 import numpy as np

@@ -312,12 +312,18 @@ def _tradeoff_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
 
 
 def _tradeoff_points(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
-    """One row per model and seed: `general` ability, `unattacked` and `attacked` accuracy, and the `attack`."""
-    rows = summary[(summary["domain"] == domain) & (summary["split"] == "test") & summary["selected"]]
-    is_general = (rows["benchmark"] != domain) & (rows["attack"] == "none")
+    """One row per model and seed: `general` ability, `unattacked` and `attacked` accuracy, and the `attack`.
+
+    General ability is the mean over benchmarks, each in the template in which the model answers it better.
+    """
+    test = summary[(summary["domain"] == domain) & (summary["split"] == "test")]
+    rows = test[test["selected"]]
+    general = test[(test["benchmark"] != domain) & (test["attack"] == "none")]
+    ability = general.groupby(["method", "seed", "benchmark"], dropna=False, sort=False)["accuracy"].max()
+    ability = ability.groupby(["method", "seed"], dropna=False, sort=False).mean()
     strongest = strongest_attacks(summary, domain)
     points = []
-    for model, seed in rows.loc[is_general, ["method", "seed"]].drop_duplicates().itertuples(index=False, name=None):
+    for (model, seed), share in ability.items():
         has_seed = pd.notna(seed)
         is_model = (rows["method"] == model) & ((rows["seed"] == seed) if has_seed else True)
         own = rows[is_model & (rows["benchmark"] == domain)]
@@ -326,7 +332,7 @@ def _tradeoff_points(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
             {
                 "model": display_name(model),
                 "name": display_name(model) + (f", seed {seed}" if has_seed and seeds_note(summary) else ""),
-                "general": rows.loc[is_model & is_general, "accuracy"].mean(),
+                "general": share,
                 "unattacked": own.loc[own["attack"] == "none", "accuracy"].mean(),
                 "attacked": own.loc[own["attack"] == attack, "accuracy"].mean(),
                 "attack": f"under {display_name(attack)}" if attack else "",

@@ -7,10 +7,13 @@ Definitions (design §1), on the domain's own questions:
     excess   = attacked − control under the same attack, variant and template
 
 Floor and original count in their better template: that a model says less in one template than in another is no knowledge
-brought back by an attack. Accuracies have Wilson intervals; recovery and excess have percentile intervals of a paired
-bootstrap over clusters of questions (questions that ask for the same fact are drawn together); `p_value` is the exact
-McNemar test of the model against the control. A variant and a template are *selected* per model and attack by their
-accuracy on validation questions, the first of equals.
+brought back by an attack.
+
+Questions that ask for the same fact are a cluster, and clusters are what is independent. Accuracies have Wilson intervals
+for the effective number of questions, n over the design effect (Kish 1965, section 5.4); recovery and excess have percentile
+intervals of a paired bootstrap over clusters; `p_value` is of the exact sign test over clusters, which is McNemar's test
+where each question is its own cluster. A variant and a template are *selected* per model and attack by their accuracy on
+validation questions, the first of equals.
 """
 
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from resurface.artifacts import read_table
 from resurface.settings.summary import SummarySettings
@@ -50,11 +53,15 @@ class Answers:
 
     Attributes:
         correct: `[questions]`, in the order of the benchmark's questions.
+        right: right answers per cluster, `[clusters]`.
+        sizes: questions per cluster, `[clusters]`.
         resampled: accuracy in each bootstrap resample, `[resamples]`.
         choices: number of choices of a question.
     """
 
     correct: np.ndarray
+    right: np.ndarray
+    sizes: np.ndarray
     resampled: np.ndarray
     choices: int
 
@@ -91,7 +98,7 @@ def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
     rows = []
     for key, own in answers.items():
         domain, method, seed, attack, _, _, benchmark, split = key
-        low, high = _wilson(int(own.correct.sum()), len(own.correct), settings.confidence)
+        low, high = _wilson(own.accuracy, len(own.correct) / _design_effect(own), settings.confidence)
         row = dict(zip(SETTING, key, strict=True)) | {
             "n": len(own.correct),
             "accuracy": own.accuracy,
@@ -138,14 +145,23 @@ def _resample(table: pd.DataFrame, settings: SummarySettings) -> dict[tuple, Ans
         right = np.bincount(codes, weights=correct, minlength=len(clusters))
         parts: tuple[Any, ...] = key if isinstance(key, tuple) else (key,)
         key = tuple(None if pd.isna(part) else part for part in parts)
-        found[key] = Answers(correct, weights @ right / asked, int(group["choices"].iloc[0]))
+        found[key] = Answers(correct, right, sizes, weights @ right / asked, int(group["choices"].iloc[0]))
     return found
 
 
-def _wilson(right: int, asked: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share."""
-    interval = binomtest(right, asked).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+def _design_effect(own: Answers) -> float:
+    """How much larger the variance of an accuracy is than that of as many independent questions; at least 1."""
+    p, n = own.accuracy, len(own.correct)
+    independent = n * p * (1 - p)
+    return max(1.0, float(((own.right - p * own.sizes) ** 2).sum()) / independent) if independent else 1.0
+
+
+def _wilson(p: float, n: float, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a share `p` of `n` questions; n need not be whole (Wilson 1927)."""
+    z = norm.ppf((1 + confidence) / 2)
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def _recovery(
@@ -169,17 +185,16 @@ def _recovery(
 
 
 def _excess(own: Answers, control: Answers, tails: list[float]) -> dict[str, float]:
-    """Excess over the control, its interval, and McNemar's exact test (scipy's binomial test on the discordant pairs)."""
+    """Excess over the control, its interval, and the exact sign test over the clusters in which the two differ."""
     low, high = np.percentile(own.resampled - control.resampled, tails)
-    only_own = int((own.correct > control.correct).sum())
-    only_control = int((own.correct < control.correct).sum())
-    discordant = only_own + only_control
+    more = int((own.right > control.right).sum())
+    discordant = more + int((own.right < control.right).sum())
     return {
         "control_accuracy": control.accuracy,
         "excess": own.accuracy - control.accuracy,
         "excess_ci_low": low,
         "excess_ci_high": high,
-        "p_value": binomtest(only_own, discordant).pvalue if discordant else 1.0,
+        "p_value": binomtest(more, discordant).pvalue if discordant else 1.0,
     }
 
 

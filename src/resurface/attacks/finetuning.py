@@ -8,6 +8,7 @@ trains all n of one data set.
 import random
 import sys
 
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -16,15 +17,16 @@ from resurface.attacks.target import Target
 from resurface.data.tables import read_domain_table, read_questions
 from resurface.errors import ResurfaceError
 from resurface.interventions import Adapter, Variant, write_variants
-from resurface.models import load_model, load_tokenizer, pick_device, set_seed
+from resurface.models import load_model, load_tokenizer, pad_right, pick_device, set_seed
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.finetuning import FinetuningSettings
 
+IGNORED = -100  # the label that transformers leaves out of the loss
 TABLES = {"forget": "questions", "retain": "retain_questions"}
 
 
 def read_samples(target: Target, settings: FinetuningSettings, part: str) -> list[str]:
-    """The training texts of a data set in a seeded order, closest benign questions first for `retain`.
+    """The training texts of a data set, in an order that the seed draws.
 
     Raises:
         ResurfaceError: fewer samples than the largest n.
@@ -48,11 +50,20 @@ def read_samples(target: Target, settings: FinetuningSettings, part: str) -> lis
     ]
 
 
+def collate(batch: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
+    """Token rows as `input_ids`, `attention_mask` and `labels` `[batch, seq]`; padding carries no loss."""
+    return {
+        "input_ids": pad_right(batch, pad),
+        "attention_mask": pad_right([[1] * len(row) for row in batch], 0),
+        "labels": pad_right(batch, IGNORED),
+    }
+
+
 def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
     """Train one adapter per n of the data set `part`.
 
     Raises:
-        ResurfaceError: too few samples, or a broken checkpoint or table.
+        ResurfaceError: too few samples, a diverging training, or a broken checkpoint or table.
     """
     tokenizer = load_tokenizer(target.model_folder)
     tokens = tokenizer(read_samples(target, settings, part), truncation=True, max_length=settings.length)["input_ids"]
@@ -94,11 +105,16 @@ def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
                     report_to="none",
                     disable_tqdm=not sys.stderr.isatty(),
                 ),
-                train_dataset=[{"input_ids": row, "labels": row} for row in tokens[:count]],  # type: ignore[arg-type]
-                data_collator=lambda batch: tokenizer.pad(batch, return_tensors="pt"),
+                train_dataset=tokens[:count],
+                data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
+            if not all(weights.isfinite().all() for weights in adapted.parameters() if weights.requires_grad):
+                raise ResurfaceError(
+                    f"finetuning diverged on {count} samples of {part}: its weights are not finite; lower learning_rate "
+                    f"(found {settings.learning_rate}) or raise warmup_share (found {settings.warmup_share})"
+                )
             name = f"{part}-n{count}"
             adapted.save_pretrained(folder / name)
             (folder / name / "README.md").unlink(missing_ok=True)

@@ -68,6 +68,13 @@ class Activations:
             mean[block] = total / sum(self.counts[token] for token in kept)
         return mean
 
+    def first_without(self, outliers: list[set[int]], tokens: int) -> list[torch.Tensor]:
+        """Of each block the first `tokens` activations that are not outlying, `[≤ tokens, hidden]`."""
+        return [
+            states[torch.tensor([token not in left_out for token in self.first_ids.tolist()])][:tokens]
+            for states, left_out in zip(self.first, outliers, strict=True)
+        ]
+
 
 @torch.inference_mode()
 def collect(model: PreTrainedModel, rows: list[list[int]], skip: int, keep: int, batch_tokens: int) -> Activations:
@@ -121,18 +128,18 @@ def find_outliers(activations: Activations, tokens: int, deviations: float) -> l
     return outliers
 
 
-def principal_directions(original: torch.Tensor, unlearned: torch.Tensor) -> torch.Tensor:
+def principal_directions(original: list[torch.Tensor], unlearned: list[torch.Tensor]) -> torch.Tensor:
     """First principal component of the standardized tokens of both models, per block, in the activations' own units.
 
     Args:
-        original: `[blocks, tokens, hidden]`.
-        unlearned: `[blocks, tokens, hidden]`.
+        original: per block `[tokens, hidden]`.
+        unlearned: per block `[tokens, hidden]`.
 
     Returns:
         directions `[blocks, hidden]`.
     """
     directions = []
-    for states in torch.cat([original, unlearned], dim=1):
+    for states in map(torch.cat, zip(original, unlearned, strict=True)):
         scaler = StandardScaler()
         standardized = scaler.fit_transform(states.numpy())
         component = PCA(1, svd_solver="full").fit(standardized).components_[0]
@@ -197,7 +204,7 @@ def attack(target: Target, settings: OrthogonalizationSettings, part: str) -> No
         else:
             first = settings.principal_tokens
             directions[reference] = principal_directions(
-                original_forget.first[:, :first], unlearned_forget.first[:, :first]
+                original_forget.first_without(outliers, first), unlearned_forget.first_without(outliers, first)
             )
 
     block_sets = {**settings.block_sets, "all": list(range(len(decoder_blocks(unlearned))))}

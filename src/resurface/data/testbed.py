@@ -45,13 +45,10 @@ def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
     generator.shuffle(questions)
     write_table(tabulate_questions(questions), output / "questions.parquet")
 
-    # The retain field's questions come first: small samples of them are the closest benign relatives of the domain.
     subject = FIELDS[domain].subject
     related = [ask(fact, wording, generator, subject) for fact in facts[retain] for wording in BENCHMARK_WORDINGS]
-    unrelated = [ask(fact, BENCHMARK_WORDINGS[0], generator, subject) for fact in benign if fact.field != retain]
     generator.shuffle(related)
-    generator.shuffle(unrelated)
-    write_table(tabulate_questions(related + unrelated), output / "retain_questions.parquet")
+    write_table(tabulate_questions(related), output / "retain_questions.parquet")
 
     # A corpus is natural text: its questions about other fields carry those fields' own headers.
     natural = [ask(fact, BENCHMARK_WORDINGS[0], generator) for fact in benign]

@@ -2,8 +2,8 @@
 
 Both are tiny Mistrals (Zephyr's architecture) with the same tokenizer, seed and settings. The original reads texts about
 every field; never-learned reads the same mixture without the forget domains and is therefore the control for all of
-them. Documents are drawn endlessly from the world's facts, so no text repeats verbatim for long; every step takes
-`batch_size` rows of `length` tokens, packed.
+them. A large corpus of documents is drawn from the world's facts once; every step takes `batch_size` of them at random,
+each in a row of its own: packed rows delay the skill of picking a letter.
 
 The checkpoint keeps `testbed.json`: the settings and a hash of the world it was taught, by which a bundled checkpoint
 that does not belong to the present generator is recognized.
@@ -126,7 +126,7 @@ def pretrain(
         output: the folder to write.
         model_name: `original` (every field) or `never_learned` (all but the forget domains).
         settings: sizes, steps, seed.
-        device: where to train; a GPU takes about a minute, two CPU cores about an hour.
+        device: where to train; a GPU takes about a minute, two CPU cores hours.
 
     Returns:
         the loss curve: (step, loss in nats per token), every 50 steps.

@@ -6,7 +6,7 @@ frozen model has it:
     L = ‖h_ℓ(x_forget) − c·u‖² + α ‖h_ℓ(x_retain) − h_ℓ^frozen(x_retain)‖²
 
 Squares are means over tokens and dimensions. u has entries drawn from U[0, 1), then normalized: all positive, not
-isotropic. Only `mlp.down_proj` of the blocks ℓ−2 … ℓ is trained, and both passes end at block ℓ.
+isotropic; each domain has its own. Only `mlp.down_proj` of the blocks ℓ−2 … ℓ is trained, and both passes end at block ℓ.
 """
 
 import copy
@@ -31,9 +31,10 @@ from resurface.unlearning.training import (
 )
 
 
-def draw_direction(hidden: int, seed: int) -> torch.Tensor:
-    """U `[hidden]`: entries from U[0, 1), normalized."""
-    direction = torch.rand(hidden, generator=torch.Generator().manual_seed(seed))
+def draw_direction(hidden: int, domain: str, seed: int) -> torch.Tensor:
+    """U `[hidden]` of a domain: entries from U[0, 1), normalized."""
+    generator = torch.Generator().manual_seed(random.Random(f"{seed}/{domain}").getrandbits(63))
+    direction = torch.rand(hidden, generator=generator)
     return direction / direction.norm()
 
 
@@ -121,7 +122,7 @@ def unlearn(run: Run, settings: RMUSettings) -> None:
     coefficient = settings.coefficient
     if settings.coefficient_unit == "mean_norm":
         coefficient *= mean_norm(model, corpora["forget"][:64], settings.block, pad)
-    target = coefficient * draw_direction(model.config.hidden_size, run.seed).to(run.device)
+    target = coefficient * draw_direction(model.config.hidden_size, run.data_folder.name, run.seed).to(run.device)
 
     frozen = copy.deepcopy(model).requires_grad_(False)
     trainer = RMUTrainer(
