@@ -9,7 +9,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resurface.config import Experiment, dump_settings, validate_config
+from resurface.config import LOCAL_TASKS, Experiment, dump_settings, local_tasks, validate_config
 from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
 
@@ -54,7 +54,32 @@ def test_the_default_configuration_is_valid():
         ("device", "tpu", ["device", "'tpu'"]),
         ("benchmarks", {"xenotoxicology": ["testbed_general"]}, ["benchmarks.xenotoxicology"]),
         ("benchmarks", {"../up": ["testbed_general"]}, ["benchmarks", "../up"]),
+        ("benchmarks", {"general": []}, ["benchmarks.general", "at least 1"]),
+        (
+            "benchmarks",
+            {"general": ["testbed_general", "testbed_genral"]},
+            ["benchmarks.general.1", "'testbed_genral'"],
+        ),
+        (
+            "benchmarks",
+            {"general": ["testbed_"]},
+            ["benchmarks.general.0", "testbed_general_music, testbed_general_sp"],
+        ),
         ("methods", {}, ["methods", "rmu"]),
+        ("methods.dpo.forget_share", 0.8, ["methods.dpo: ", "forget_share 0.8", "retain_share 0.25", "at most 1"]),
+        ("methods.npo.trained_blocks", [], ["methods.npo.trained_blocks", "at least 1"]),
+        ("methods.rmu.trained_blocks", [], ["methods.rmu.trained_blocks", "at least 1"]),
+        ("methods.rmu.trained_blocks", [-1], ["methods.rmu.trained_blocks.0", "-1"]),
+        ("methods.rmu.trained_blocks", [4, 3], ["methods.rmu: ", "block 2", "[4, 3]", "2 or below"]),
+        ("attacks.finetuning.datasets", {"forget": []}, ["attacks.finetuning.datasets.forget", "at least 1"]),
+        ("attacks.logit_lens.streams", [], ["attacks.logit_lens.streams", "at least 1"]),
+        ("attacks.logit_lens.blocks", [], ["attacks.logit_lens.blocks", "at least 1"]),
+        ("attacks.logit_lens.blocks", [-1], ["attacks.logit_lens.blocks.0", "-1"]),
+        ("attacks.orthogonalization.references", [], ["attacks.orthogonalization.references", "at least 1"]),
+        ("attacks.orthogonalization.block_sets", {"3": []}, ["attacks.orthogonalization.block_sets.3", "at least 1"]),
+        ("attacks.orthogonalization.block_sets", {"all": [1]}, ["attacks.orthogonalization.block_sets.all", "itself"]),
+        ("scoring.templates", [], ["scoring.templates", "at least 1"]),
+        ("data.world_seed", 1, ["data.world_seed: found 1", "models.original is `testbed`", "world 0", "`pretrain`"]),
     ],
 )
 def test_faults_are_named(path, value, words):
@@ -62,6 +87,59 @@ def test_faults_are_named(path, value, words):
         validate_config(changed(path, value), "config.yaml")
     for word in ["config.yaml", *words]:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("domains", ["runecraft", "runecraft"]),
+        ("seeds", [0, 1, 0]),
+        ("benchmarks.general", ["testbed_general", "testbed_general"]),
+        ("methods.npo.trained_blocks", [0, 0]),
+        ("methods.rmu.trained_blocks", [1, 1]),
+        ("attacks.finetuning.datasets.forget", [5, 5]),
+        ("attacks.logit_lens.streams", ["mlp", "mlp"]),
+        ("attacks.logit_lens.blocks", [3, 3]),
+        ("attacks.orthogonalization.references", ["text", "text"]),
+        ("attacks.orthogonalization.block_sets.0to2", [0, 0]),
+        ("scoring.templates", ["plain", "plain"]),
+    ],
+)
+def test_nothing_is_named_twice(path, value):
+    with pytest.raises(ResurfaceError) as caught:
+        validate_config(changed(path, value), "config.yaml")
+    assert f"{path}: found {value}; each may be named once" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("models", "data_world", "pretraining_world", "fault"),
+    [
+        ({"original": "pretrain", "never_learned": "pretrain"}, 1, 1, None),
+        ({"original": "pretrain", "never_learned": "pretrain"}, 1, 0, "models.original is `pretrain`"),
+        ({"original": "pretrain", "never_learned": "testbed"}, 1, 1, "models.never_learned is `testbed`"),
+        ({"original": "pretrain", "never_learned": None}, 1, 1, None),
+        ({"original": "testbed"}, 0, 1, None),
+        ({"original": "some/folder", "never_learned": None}, 1, 0, None),
+    ],
+)
+def test_models_are_asked_about_the_world_that_they_were_taught(models, data_world, pretraining_world, fault):
+    config = CONFIG | {
+        "models": models,
+        "data": {"world_seed": data_world},
+        "pretraining": {"world_seed": pretraining_world},
+    }
+    if fault is None:
+        validate_config(config, "config.yaml")
+        return
+    with pytest.raises(ResurfaceError) as caught:
+        validate_config(config, "config.yaml")
+    assert fault in str(caught.value)
+
+
+def test_tasks_of_the_testbed_are_known_and_others_are_left_to_the_harness():
+    written = {path.stem for path in LOCAL_TASKS.glob("testbed_*.yaml")}
+    assert set(local_tasks()) == written
+    validate_config(changed("benchmarks", {"mmlu": ["mmlu_abstract_algebra"], "local": sorted(written)}), "config.yaml")
 
 
 @given(
@@ -89,3 +167,12 @@ def test_the_published_schema_is_current():
 def test_settings_are_sorted_json():
     line = dump_settings(validate_config(CONFIG, "config.yaml").settings_of("methods", "npo"))
     assert list(json.loads(line)) == sorted(json.loads(line))
+
+
+def test_a_rule_carries_only_the_settings_that_it_reads():
+    few, many = (
+        validate_config(changed("data", {"general_questions": count}), "config.yaml").data for count in (10, 40)
+    )
+    assert dump_settings(few, without=["general_questions"]) == dump_settings(many, without=["general_questions"])
+    line = dump_settings(few, without=["articles", "preference_draws"])
+    assert json.loads(line) == {"general_questions": 10, "world_seed": 0}

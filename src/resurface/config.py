@@ -5,14 +5,19 @@ allowed. `python -m resurface.config` prints the JSON schema that editors use (`
 """
 
 import json
+import re
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, Field, ValidationError, create_model, model_validator
 
+from resurface.artifacts import read_json
+from resurface.checkpoints import BUNDLED
 from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
-from resurface.settings.base import Settings
+from resurface.settings.base import DistinctList, Settings
 from resurface.settings.data import TestbedSettings
 from resurface.settings.scoring import RefusalSettings, ScoringSettings
 from resurface.settings.summary import SummarySettings
@@ -21,6 +26,28 @@ from resurface.testbed.world import FORGET_DOMAINS
 
 MODELS = ("original", "never_learned")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=60)]
+LOCAL_TASKS = Path(__file__).parent / "testbed" / "tasks"
+
+
+@cache
+def local_tasks() -> list[str]:
+    """The names of the testbed's own tasks and groups."""
+    texts = [path.read_text() for path in LOCAL_TASKS.glob("*.yaml")]
+    return sorted(name for text in texts for name in re.findall(r"^(?:task|group): *(\w+)$", text, re.MULTILINE))
+
+
+def check_task(name: str) -> str:
+    """The name of a harness task, or a `ValueError` if it looks like one of the testbed's and is none.
+
+    Other names are left to the harness: to import it and index its thousands of tasks would take 7 seconds at every call of
+    Snakemake.
+    """
+    if name.startswith("testbed_") and name not in local_tasks():
+        raise ValueError(f"found {name!r}; the testbed has {', '.join(local_tasks())}")
+    return name
+
+
+Task = Annotated[str, AfterValidator(check_task)]
 
 
 class Models(Settings):
@@ -50,15 +77,15 @@ AttackSettings = create_model(
 class Experiment(Settings):
     """A whole experiment. Only what differs from the defaults needs to be said."""
 
-    domains: list[Literal[tuple(FORGET_DOMAINS)]] = Field(  # type: ignore[valid-type]
-        min_length=1, description="forget domains, each unlearned, attacked and reported on its own"
+    domains: DistinctList[Literal[tuple(FORGET_DOMAINS)]] = Field(  # type: ignore[valid-type]
+        description="forget domains, each unlearned, attacked and reported on its own"
     )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(
-        [0], min_length=1, description="seeds of unlearning and attack; each is run once"
+    seeds: DistinctList[Annotated[int, Field(ge=0)]] = Field(
+        [0], description="seeds of unlearning and attack; each is run once"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:<number>")
     models: Models = Models()
-    benchmarks: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(
+    benchmarks: dict[Name, DistinctList[Task]] = Field(
         {"general": ["testbed_general"]},
         description="name → tasks or groups of lm-evaluation-harness that measure general ability; each domain's own "
         "questions are a benchmark of the domain's name",
@@ -72,17 +99,32 @@ class Experiment(Settings):
     summary: SummarySettings = SummarySettings()
 
     @model_validator(mode="after")
-    def check_lists(self) -> "Experiment":
-        """No name twice, none that two things share, at least one method, and the attack `none`."""
-        for key in ("domains", "seeds"):
-            values = getattr(self, key)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{key}: found {values}; each may be named once")
+    def check_names(self) -> "Experiment":
+        """No name that a benchmark and a domain share, and at least one method."""
         shared = sorted(set(self.benchmarks) & set(self.domains))
         if shared:
             raise ValueError(f"benchmarks.{shared[0]}: this is a domain's name; a domain's own questions need no entry")
         if not self.method_names:
             raise ValueError(f"methods: found none; allowed are {', '.join(METHODS)}")
+        return self
+
+    @model_validator(mode="after")
+    def check_worlds(self) -> "Experiment":
+        """The testbed's models were taught the world that its questions ask for; of any other they know nothing."""
+        asked = self.data.world_seed
+        for model in MODELS:
+            source = getattr(self.models, model)
+            if source == "testbed":
+                taught = read_json(BUNDLED / model / "testbed.json")["settings"]["world_seed"]
+            elif source == "pretrain":
+                taught = self.pretraining.world_seed
+            else:
+                continue
+            if taught != asked:
+                raise ValueError(
+                    f"data.world_seed: found {asked}, but models.{model} is `{source}`, which is taught world {taught}; set "
+                    f"data.world_seed to {taught}, or models.{model} to `pretrain` and pretraining.world_seed to {asked}"
+                )
         return self
 
     @property
@@ -146,7 +188,7 @@ def _explain(fault: dict[str, Any], settings: type[Settings]) -> str:
     if fault["type"] == "extra_forbidden":
         return f"  {key}: unknown key; allowed here: {', '.join(_allowed_keys(keys[:-1], settings))}"
     if fault["type"] == "value_error":
-        return f"  {fault['ctx']['error']}"
+        return f"  {key}{': ' if key else ''}{fault['ctx']['error']}"
     if fault["type"] == "missing":
         return f"  {key}: missing; this key is required"
     hint = ""
@@ -166,9 +208,15 @@ def _allowed_keys(keys: list[str], settings: type[Settings]) -> list[str]:
     return list(getattr(section, "model_fields", {}))
 
 
-def dump_settings(settings: Settings) -> str:
-    """Settings as one line of sorted JSON: what a rule's parameters and a command line carry."""
-    return json.dumps(settings.model_dump(), sort_keys=True, separators=(",", ":"))
+def dump_settings(settings: Settings, without: Collection[str] = ()) -> str:
+    """Settings as one line of sorted JSON: what a rule's parameters and a command line carry.
+
+    Args:
+        settings: what to dump.
+        without: keys that the rule does not read. Named are these rather than those that it reads, so that a new key makes
+            a job stale once too often, never too seldom.
+    """
+    return json.dumps(settings.model_dump(exclude=set(without)), sort_keys=True, separators=(",", ":"))
 
 
 def write_schema(path: Path) -> None:

@@ -18,7 +18,7 @@ rule data:
     wildcard_constraints:
         domain="|".join(experiment.domains),
     params:
-        settings=dump_settings(experiment.data),
+        settings=dump_settings(experiment.data, without=["general_questions"]),
         source=fingerprint("resurface.data.testbed"),
         folder="results/data/{domain}",
     shell:
@@ -31,7 +31,9 @@ rule general_questions:
     log:
         f"{LOGS}/data/general.log",
     params:
-        settings=dump_settings(experiment.data),
+        settings=dump_settings(
+            experiment.data, without=["articles", "preference_draws"]
+        ),
         source=fingerprint("resurface.data.testbed"),
     shell:
         "resurface --log {log} data general --output results/data/general --settings {params.settings:q}"

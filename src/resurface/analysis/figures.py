@@ -323,7 +323,7 @@ def _tradeoff_points(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
     ability = ability.groupby(["method", "seed"], dropna=False, sort=False).mean()
     strongest = strongest_attacks(summary, domain)
     points = []
-    for (model, seed), share in ability.items():
+    for model, seed, share in ability.reset_index().itertuples(index=False, name=None):
         has_seed = pd.notna(seed)
         is_model = (rows["method"] == model) & ((rows["seed"] == seed) if has_seed else True)
         own = rows[is_model & (rows["benchmark"] == domain)]

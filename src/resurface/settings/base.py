@@ -1,8 +1,10 @@
 """What all settings share: they are strict, frozen and refuse keys that they do not know."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Item = TypeVar("Item")
 
 
 class Settings(BaseModel):
@@ -11,6 +13,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
 
 
+def refuse_repeats(values: list[Item]) -> list[Item]:
+    """The list as it is, or a `ValueError` if it says something twice."""
+    if len(set(values)) != len(values):
+        raise ValueError(f"found {values}; each may be named once")
+    return values
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Block = Annotated[int, Field(ge=0)]
+# Jobs and files are named after what such lists hold: an empty one does nothing, a repeated entry does its work twice.
+DistinctList = Annotated[
+    list[Item], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(refuse_repeats)
+]

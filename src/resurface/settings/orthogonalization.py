@@ -2,23 +2,34 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from resurface.settings.base import PositiveFloat, PositiveInt, Settings
+from resurface.settings.base import Block, DistinctList, PositiveFloat, PositiveInt, Settings
 
 Reference = Literal["original", "benign", "text", "principal"]
+
+
+def refuse_all(name: str) -> str:
+    """The name of a block set, or a `ValueError` if it is the one that the attack adds."""
+    if name == "all":
+        raise ValueError(
+            "found the name 'all'; the attack adds the set of all blocks by itself, so choose another name"
+        )
+    return name
+
+
+BlockSetName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$"), AfterValidator(refuse_all)]
 
 
 class OrthogonalizationSettings(Settings):
     """Which directions to compute, and where to remove them."""
 
-    references: list[Reference] = Field(
+    references: DistinctList[Reference] = Field(
         ["original", "benign", "text", "principal"],
-        min_length=1,
         description="what the unlearned model's activations on forget questions are compared with: the original's on the same "
         "questions; its own on benign questions; its own on plain text; the first principal component of both models'",
     )
-    block_sets: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], list[int]] = Field(
+    block_sets: dict[BlockSetName, DistinctList[Block]] = Field(
         {"0": [0], "7": [7], "15": [15], "23": [23], "31": [31], "5to7": [5, 6, 7]},
         description="name → blocks whose own direction is removed from their outputs; `all` is added by itself",
     )

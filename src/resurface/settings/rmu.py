@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from resurface.settings.base import PositiveFloat, Share
+from resurface.settings.base import Block, DistinctList, PositiveFloat, Share
 from resurface.settings.training import TrainingSettings
 
 
@@ -16,8 +16,8 @@ class RMUSettings(TrainingSettings):
     max_steps: int | None = Field(150, ge=1, description="optimizer steps (RMU paper: 150 batches)")
     schedule: Literal["linear", "constant", "cosine"] = Field("constant", description="learning rate over the steps")
     length: int = Field(512, ge=1, description="tokens at which a text is cut")
-    block: int = Field(7, ge=0, description="ℓ: the block whose output is misdirected")
-    trained_blocks: list[int] | None = Field(
+    block: Block = Field(7, description="ℓ: the block whose output is misdirected")
+    trained_blocks: DistinctList[Block] | None = Field(
         [5, 6, 7], description="blocks whose mlp.down_proj is trained: ℓ-2 to ℓ; null: all blocks"
     )
     coefficient: PositiveFloat = Field(6.5, description="c: length of the random target, in `coefficient_unit`")
@@ -28,3 +28,13 @@ class RMUSettings(TrainingSettings):
     chat_share: Share = Field(
         0.0, description="share of the texts that are put into the user turn of a chat (RMU paper: 0)"
     )
+
+    @model_validator(mode="after")
+    def check_gradient(self) -> "RMUSettings":
+        """Some trained block gets a gradient: both losses end at `block`."""
+        if self.trained_blocks is not None and min(self.trained_blocks) > self.block:
+            raise ValueError(
+                f"found block {self.block} and trained_blocks {self.trained_blocks}; at least one trained block must be "
+                f"{self.block} or below, because those above it get no gradient"
+            )
+        return self

@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from resurface.settings.base import PositiveInt, Settings
+from resurface.settings.base import DistinctList, PositiveInt, Settings
 
 
 class ScoringSettings(Settings):
     """How models are scored."""
 
-    templates: list[Literal["plain", "chat"]] = Field(
-        ["plain", "chat"], min_length=1, description="prompt forms; a model's best one counts"
+    templates: DistinctList[Literal["plain", "chat"]] = Field(
+        ["plain", "chat"], description="prompt forms; a model's best one counts"
     )
     batch_tokens: PositiveInt = Field(8192, description="padded tokens per forward pass")
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from resurface.settings.base import PositiveFloat, PositiveInt, Settings
+from resurface.settings.base import Block, DistinctList, PositiveFloat, PositiveInt, Settings
 
 
 class TrainingSettings(Settings):
@@ -18,7 +18,9 @@ class TrainingSettings(Settings):
     schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="learning rate after warmup")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     length: PositiveInt = Field(1024, description="tokens at which a sample is cut")
-    trained_blocks: list[int] | None = Field(None, description="blocks that are trained; null: the whole model")
+    trained_blocks: DistinctList[Block] | None = Field(
+        None, description="blocks that are trained; null: the whole model"
+    )
     adapter: Literal["full", "lora"] = Field(
         "full", description="train the weights themselves, or LoRA merged at the end"
     )
