@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +11,19 @@ from conftest import CHECKPOINTS
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from resurface.artifacts import check_folder, hash_folder, hashes_path, publish, publish_folder, read_table, write_table
+from resurface.artifacts import (
+    check_folder,
+    hash_folder,
+    hashes_path,
+    holding_lock,
+    publish,
+    publish_folder,
+    read_table,
+    write_table,
+)
 from resurface.checkpoints import check_checkpoint, take_over
 from resurface.errors import ResurfaceError
 
@@ -38,6 +50,56 @@ def test_a_full_disk_is_named(tmp_path):
     with pytest.raises(ResurfaceError, match=r"table\.txt: the disk is full"), publish(tmp_path / "table.txt"):
         Path("/dev/full").write_text("x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        SafetensorError("Error while serializing: I/O error: Disk quota exceeded (os error 122)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
+)
+def test_a_full_disk_is_named_whatever_a_library_calls_it(tmp_path, error):
+    with pytest.raises(ResurfaceError, match="model: the disk is full"), publish_folder(tmp_path / "model"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_holders_of_a_lock_never_meet(tmp_path):
+    lock = tmp_path / "place" / "x.lock"
+    inside, meetings = [], []
+
+    def hold():
+        for _ in range(25):
+            with holding_lock(lock, tmp_path / "x"):
+                inside.append(1)
+                meetings.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert meetings == [1] * 100
+    assert list(lock.parent.iterdir()) == []
+
+
+def test_a_lock_file_goes_before_its_lock(tmp_path, monkeypatch):
+    """Else whoever waits gets it in between, and the file that a third one then locks is another."""
+    there = []
+
+    class Watched(FileLock):
+        def release(self, force=False):
+            there.append(Path(self.lock_file).exists())
+            super().release(force)
+
+    monkeypatch.setattr("resurface.artifacts.FileLock", Watched)
+    with holding_lock(tmp_path / "x.lock", tmp_path / "x"):
+        assert (tmp_path / "x.lock").exists()
+    assert there[0] is False
 
 
 def test_two_writers_do_not_meet(tmp_path, monkeypatch):
@@ -112,7 +174,9 @@ def broken(tmp_path, name, content):
         ("config.json", None, "config.json is missing"),
         ("config.json", b"{", "no readable JSON"),
         ("config.json", b'{"architectures": ["BertModel"]}', "BertModel"),
-        ("model.safetensors", None, r"no \*.safetensors"),
+        ("config.json", b'{"architectures": ["GPT2LMHeadModel"]}', "GPT2LMHeadModel"),
+        ("tokenizer.json", None, "no tokenizer; expected one of tokenizer.json"),
+        ("model.safetensors", None, "neither model.safetensors nor"),
         ("model.safetensors", b"", "no whole safetensors"),
         ("model.safetensors", b"x" * 100, "no whole safetensors"),
         ("model.safetensors", (CHECKPOINTS / "original/model.safetensors").read_bytes()[:-1000], "truncated"),
@@ -124,6 +188,40 @@ def test_broken_checkpoints_are_named_and_leave_nothing(tmp_path, name, content,
         take_over(folder, tmp_path / "results" / "original")
     assert re.search(re.escape(str(folder)), str(caught.value))
     assert not (tmp_path / "results").exists()
+
+
+def rewrite_weights(folder, file="model.safetensors", rename=lambda name: name):
+    """Weights anew under other tensor names or in another file."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file({rename(name): tensor for name, tensor in tensors.items()}, folder / file)
+    return list(tensors)
+
+
+def test_shards_are_found_and_a_missing_one_is_named(tmp_path):
+    folder = broken(tmp_path, "testbed.json", None)
+    names = rewrite_weights(folder, "model-00001-of-00002.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}))
+    check_checkpoint(folder)
+    index.write_text(json.dumps({"weight_map": {names[0]: "model-00002-of-00002.safetensors"}}))
+    with pytest.raises(ResurfaceError, match=r"1 of the 1 shards .* first model-00002-of-00002\.safetensors"):
+        check_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("model.layers.", "transformer.h.", "block 0 has neither"),
+        ("self_attn", "attention", "block 0 has attention, "),
+        ("layers.3.mlp", "layers.3.mixer", "block 3 has .*mixer"),
+    ],
+)
+def test_blocks_of_an_unknown_build_are_named(tmp_path, old, new, words):
+    folder = broken(tmp_path, "testbed.json", None)
+    rewrite_weights(folder, rename=lambda name: name.replace(old, new))
+    with pytest.raises(ResurfaceError, match=f"MistralForCausalLM cannot be handled.*{words}"):
+        check_checkpoint(folder)
 
 
 def test_weights_of_another_shape_are_named(tmp_path):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from conftest import CHECKPOINTS
+from filelock import FileLock
 
 
 def resurface(*arguments, cwd=None):
@@ -29,6 +30,10 @@ def resurface(*arguments, cwd=None):
             ["unlearn", "npo", "--model", "m", "--data", "d", "--output", "x", "--settings", "{"],
             ["expected a JSON object"],
         ),
+        (
+            """attack finetuning --model m --original o --data d --output x --settings {"datasets":{"text":[5]}}""".split(),
+            ["--part: found 'all'", "allowed for finetuning with these settings: text"],
+        ),
         (["unlearn", "npo", "--model", "nowhere", "--data", "d", "--output", "x"], ["nowhere: no such folder"]),
         (["model", "nowhere", "--output", "x"], ["nowhere", "no such checkpoint folder"]),
         (["show", "nowhere.parquet"], ["nowhere.parquet: no such file"]),
@@ -51,13 +56,25 @@ def test_a_wrong_option_is_explained():
     assert "--colour" in run.stderr
 
 
-@pytest.mark.parametrize("module", ["resurface.cli", "resurface.config", "resurface.attacks.logit_lens"])
+@pytest.mark.parametrize(
+    "module", ["resurface.cli", "resurface.config", "resurface.attacks.logit_lens", "resurface.scoring.columns"]
+)
 def test_light_modules_import_nothing_heavy(module):
     code = (
         f"import {module}, sys; print([m for m in ('torch', 'transformers', 'lm_eval', 'altair') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_an_orphan_that_still_unlearns_is_named(tmp_path):
+    output = tmp_path / "seed0"
+    arguments = ["unlearn", "rmu", "--model", CHECKPOINTS / "original", "--data", tmp_path, "--output", output]
+    with FileLock(tmp_path / ".seed0.job.lock"):
+        run = resurface(*arguments, "--resume", tmp_path / "resume", cwd=tmp_path)
+    assert run.returncode == 1
+    assert f"{output}: another process is writing it right now" in run.stderr
+    assert list((tmp_path / "resume").iterdir()) == []
 
 
 def test_taking_over_a_bundled_model(tmp_path):

@@ -1,8 +1,10 @@
 """Unlearning: losses against loops over single tokens, exact resuming, and a diverging run's message."""
 
+import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import CHECKPOINTS, DOMAIN
@@ -14,7 +16,7 @@ from resurface.settings.dpo import DPOSettings
 from resurface.settings.npo import NPOSettings
 from resurface.settings.rmu import RMUSettings
 from resurface.unlearning import npo, rmu
-from resurface.unlearning.training import Run
+from resurface.unlearning.training import Run, choose_trained, find_last_checkpoint
 
 CPU = torch.device("cpu")
 SMALL_RMU = {"block": 2, "trained_blocks": [0, 1, 2], "batch_size": 2, "max_steps": 4}
@@ -27,10 +29,11 @@ def run_in(folder: Path, data: Path, seed: int = 0) -> Run:
 
 
 def test_rmu_direction_is_positive_and_of_length_one():
-    direction = rmu.draw_direction(128, 3)
+    direction = rmu.draw_direction(128, DOMAIN, 3)
     assert direction.min() >= 0
     assert direction.norm() == pytest.approx(1.0)
-    assert not torch.equal(direction, rmu.draw_direction(128, 4))
+    assert not torch.equal(direction, rmu.draw_direction(128, DOMAIN, 4))
+    assert not torch.equal(direction, rmu.draw_direction(128, "runecraft", 3))
 
 
 def test_rmu_loss_equals_a_loop_over_tokens(model):
@@ -38,7 +41,7 @@ def test_rmu_loss_equals_a_loop_over_tokens(model):
     frozen = load_model(CHECKPOINTS / "original", CPU)
     with torch.no_grad():
         decoder_blocks(model)[1].mlp.down_proj.weight.mul_(1.5)
-    target = 7.0 * rmu.draw_direction(128, 0)
+    target = 7.0 * rmu.draw_direction(128, DOMAIN, 0)
     batch = rmu.collate([{"forget": rows["forget"][i], "retain": rows["retain"][i]} for i in range(2)], 1)
 
     trainer = rmu.RMUTrainer.__new__(rmu.RMUTrainer)
@@ -191,6 +194,51 @@ def test_a_diverging_run_says_what_to_do_and_leaves_nothing(data, tmp_path):
 def test_a_block_that_the_model_lacks_is_named(data, tmp_path):
     with pytest.raises(ResurfaceError, match=r"rmu\.block: found block 7; this model has blocks 0 to 5"):
         rmu.unlearn(run_in(tmp_path, data), RMUSettings(trained_blocks=[0]))
+
+
+@pytest.mark.parametrize("modules", ["all-linear", "mlp.down_proj"])
+@pytest.mark.parametrize("blocks", [[0, 3], None])
+def test_lora_trains_the_chosen_blocks_and_no_head(model, blocks, modules):
+    settings = NPOSettings(adapter="lora", lora_rank=2, trained_blocks=blocks)
+    trained = [
+        name for name, weight in choose_trained(model, settings, modules).named_parameters() if weight.requires_grad
+    ]
+    places = {re.search(r"layers\.(\d+)\.([a-z_]+\.[a-z_]+)\.lora_[AB]", name).groups() for name in trained}
+    assert {int(number) for number, _ in places} == set(range(6) if blocks is None else blocks)
+    every = {f"self_attn.{name}_proj" for name in "qkvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    assert {name for _, name in places} == (every if modules == "all-linear" else {modules})
+
+
+def test_a_half_written_checkpoint_is_deleted_and_the_last_whole_one_taken(data, tmp_path, monkeypatch):
+    run, settings = run_in(tmp_path, data), RMUSettings(**{**SMALL_RMU, "max_steps": 3, "save_steps": 1})
+    monkeypatch.setattr(rmu, "save", lambda *_: None)  # as if killed right before
+    rmu.unlearn(run, settings)
+    folder = run.resume_folder
+    assert {path.name for path in folder.iterdir()} == {"checkpoint-2", "checkpoint-3"}
+    state = folder / "checkpoint-3" / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-4")
+    (folder / "checkpoint-4" / "trainer_state.json").unlink()
+    (folder / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    assert find_last_checkpoint(folder) == folder / "checkpoint-2"
+    assert {path.name for path in folder.iterdir()} == {"checkpoint-2"}
+    state.parent.mkdir()
+    monkeypatch.undo()
+    rmu.unlearn(run, settings)
+    assert pd.read_parquet(run.output / "losses.parquet")["step"].tolist() == [1, 2, 3]
+    assert not folder.exists()
+
+
+def test_a_disk_that_is_full_in_training_is_named(data, tmp_path, monkeypatch):
+    run, settings = run_in(tmp_path, data), RMUSettings(**{**SMALL_RMU, "save_steps": 1})
+
+    def fail(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(ResurfaceError, match="resume: the disk is full"):
+        rmu.unlearn(run, settings)
+    assert find_last_checkpoint(run.resume_folder) is None
 
 
 def test_padding():

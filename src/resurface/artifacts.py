@@ -24,6 +24,52 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 22
 LOCK_SECONDS = 5.0
+# What safetensors, tokenizers (28 is ENOSPC, 122 EDQUOT) and `torch.save` say of a full disk; none raises an OSError.
+FULL_DISK_WORDS = ("os error 28", "os error 122", "No space left", "unexpected pos", "PytorchStreamWriter failed")
+
+
+@contextmanager
+def naming_full_disk(output: Path) -> Iterator[None]:
+    """Turn whatever a library raises inside the context because the disk is full into one clear error.
+
+    Raises:
+        ResurfaceError: the disk that holds `output`, whose parent folder exists, is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in FULL_DISK_WORDS):
+            raise ResurfaceError(
+                f"{output}: the disk is full ({shutil.disk_usage(output.parent).free / 1e6:.0f} MB are free); what was "
+                "half written is not used. Make room and start again: finished jobs are kept"
+            ) from error
+        raise
+
+
+@contextmanager
+def holding_lock(path: Path, output: Path) -> Iterator[None]:
+    """Hold a lock file, which exists only as long as somebody holds it, while `output` is made.
+
+    Raises:
+        ResurfaceError: another process holds it, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=LOCK_SECONDS)
+    try:
+        with naming_full_disk(path):
+            lock.acquire()
+    except Timeout:
+        raise ResurfaceError(
+            f"{output}: another process is writing it right now; wait for it, or end it, then start this job again"
+        ) from None
+    try:
+        yield
+    finally:
+        # Unlinked while still held: whoever waits for this file finds that it has no name any more and opens a new one.
+        # Unlinked after the release, it could be theirs already, and a third process would lock yet another file.
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager
@@ -33,31 +79,16 @@ def publish(output: Path) -> Iterator[Path]:
     Raises:
         ResurfaceError: another process is writing the same output, or the disk is full.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.parent / f".{output.name}.partial"
-    lock = FileLock(output.parent / f".{output.name}.lock", timeout=LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ResurfaceError(
-            f"{output}: another process is writing it right now; wait for it, or end it, then start this job again"
-        ) from None
-    try:
-        remove(temporary)
-        yield temporary
-        remove(output)
-        temporary.rename(output)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResurfaceError(
-                f"{output}: the disk is full ({shutil.disk_usage(output.parent).free / 1e6:.0f} MB are free); nothing was "
-                "written. Make room and start again: finished jobs are kept"
-            ) from error
-        raise
-    finally:
-        remove(temporary)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+    with holding_lock(output.parent / f".{output.name}.lock", output):
+        try:
+            with naming_full_disk(output):
+                remove(temporary)
+                yield temporary
+                remove(output)
+                temporary.rename(output)
+        finally:
+            remove(temporary)
 
 
 def remove(path: Path) -> None:

@@ -5,6 +5,7 @@ the testbed are small and copied, so that `results/` stands by itself.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from resurface.artifacts import publish_folder, read_json
 from resurface.errors import ResurfaceError
 
 BUNDLED = Path(__file__).parent / "testbed" / "checkpoints"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+BLOCK_PART = re.compile(r"(?:^|\.)layers\.(\d+)\.(\w+)\.")
 
 
 def take_over(source: Path, output: Path) -> None:
@@ -36,30 +39,76 @@ def take_over(source: Path, output: Path) -> None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Check that a folder holds the whole checkpoint of a decoder, without loading its weights.
+    """Check that a folder holds the whole checkpoint of a decoder and its tokenizer, without loading its weights.
 
     Raises:
-        ResurfaceError: the folder or a part of it is missing or truncated, or the architecture is no decoder's.
+        ResurfaceError: the folder or a part of it is missing or truncated, or the architecture is none that can be handled.
     """
     if not path.is_dir():
         raise ResurfaceError(f"{path}: no such checkpoint folder; expected config.json, *.safetensors and a tokenizer")
     if not (path / "config.json").is_file():
         raise ResurfaceError(f"{path}: config.json is missing; this is no Hugging Face checkpoint")
     architectures = read_json(path / "config.json").get("architectures") or []
-    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+    if not any(name.endswith("ForCausalLM") for name in architectures):
         raise ResurfaceError(
             f"{path}/config.json: found architectures {architectures}; allowed are decoders for causal language modelling "
             "(…ForCausalLM)"
         )
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        raise ResurfaceError(f"{path}: no *.safetensors file; weights in other formats (pickles) are not read")
-    for file in weights:
-        check_weights(file)
+    if not any((path / name).is_file() for name in VOCABULARIES):
+        raise ResurfaceError(
+            f"{path}: no tokenizer; expected one of {', '.join(VOCABULARIES)}: save the model's tokenizer into this folder"
+        )
+    tensors = [name for file in weight_files(path) for name in check_weights(file)]
+    check_decoder_blocks(tensors, path, architectures)
 
 
-def check_weights(path: Path) -> None:
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files that hold a checkpoint's weights: `model.safetensors`, or the shards that its index names.
+
+    Raises:
+        ResurfaceError: there is neither, or a shard is missing.
+    """
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        raise ResurfaceError(
+            f"{path}: neither {whole.name} nor {index.name} (with its shards) is there; weights in other formats (pickles) "
+            "are not read"
+        )
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    missing = [name for name in shards if not (path / name).is_file()]
+    if missing:
+        raise ResurfaceError(
+            f"{path}: {len(missing)} of the {len(shards)} shards that {index.name} names are missing, first {missing[0]}; "
+            "fetch or build the checkpoint anew"
+        )
+    return [path / name for name in shards]
+
+
+def check_decoder_blocks(tensors: list[str], path: Path, architectures: list[str]) -> None:
+    """Check by the names of a checkpoint's tensors that its decoder is a list `layers` of blocks with `self_attn` and `mlp`.
+
+    Raises:
+        ResurfaceError: there are no such blocks, or one lacks a part (GPT-2, GPT-NeoX, OPT, state space models).
+    """
+    blocks: dict[str, set[str]] = {}
+    for match in filter(None, map(BLOCK_PART.search, tensors)):
+        blocks.setdefault(match[1], set()).add(match[2])
+    # Mixtures of experts of Mixtral's kind are stored under another name than transformers gives their `mlp`.
+    for number, parts in sorted(blocks.items(), key=lambda item: int(item[0])) or [("0", set())]:
+        if "self_attn" not in parts or not parts & {"mlp", "block_sparse_moe"}:
+            raise ResurfaceError(
+                f"{path}: architecture {', '.join(architectures)} cannot be handled: every block must be layers.<number> with "
+                f"self_attn and mlp, as in Llama, Mistral or Qwen; block {number} has {', '.join(sorted(parts)) or 'neither'}"
+            )
+
+
+def check_weights(path: Path) -> list[str]:
     """Check that a safetensors file is as long as its header says (https://github.com/huggingface/safetensors#format).
+
+    Returns:
+        the names of its tensors.
 
     Raises:
         ResurfaceError: it is truncated or is no safetensors file.
@@ -82,3 +131,4 @@ def check_weights(path: Path) -> None:
         raise ResurfaceError(
             f"{path}: the file is truncated or padded: found {size} bytes, its header needs {needed}; fetch or build it anew"
         )
+    return [key for key in header if key != "__metadata__"]

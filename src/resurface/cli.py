@@ -133,7 +133,7 @@ def unlearn(
     """Unlearn a domain with a method and write the checkpoint."""
     from importlib import import_module
 
-    from resurface.artifacts import check_folder
+    from resurface.artifacts import check_folder, holding_lock
     from resurface.reproducibility.resume import resume_folder
 
     entry = _find_entry("METHODS", method)
@@ -141,11 +141,14 @@ def unlearn(
     check_folder(model)
     place = resume_folder(resume, entry.module, chosen.model_dump_json(), f"seed{seed}", model, data)
 
-    from resurface.models import pick_device
-    from resurface.unlearning.training import Run
+    # An orphan of an earlier call may still work on the same state, or on the same output from other settings.
+    locks = (place.with_name(f".{place.name}.lock"), output.with_name(f".{output.name}.job.lock"))
+    with holding_lock(locks[0], output), holding_lock(locks[1], output):
+        from resurface.models import pick_device
+        from resurface.unlearning.training import Run
 
-    run = Run(model, data, output, place, seed, pick_device(device))
-    import_module(entry.module).unlearn(run, chosen)
+        run = Run(model, data, output, place, seed, pick_device(device))
+        import_module(entry.module).unlearn(run, chosen)
 
 
 @app.command()
@@ -168,6 +171,9 @@ def attack(
 
     entry = _find_entry("ATTACKS", attack)
     chosen = _read_settings(entry.settings_class(), settings)
+    parts = list(getattr(chosen, entry.parts)) if entry.parts else ["all"]
+    if part not in parts:
+        raise ResurfaceError(f"--part: found {part!r}; allowed for {attack} with these settings: {', '.join(parts)}")
     target = Target(check_folder(model), check_folder(original), data, output, seed, device)
     import_module(entry.module).attack(target, chosen, part)
 
@@ -247,7 +253,7 @@ def report(
     from resurface.analysis.report import write_report
     from resurface.analysis.summary import SUMMARY_COLUMNS
     from resurface.artifacts import read_table
-    from resurface.scoring.refusals import REFUSAL_COLUMNS
+    from resurface.scoring.columns import REFUSAL_COLUMNS
 
     table = read_table(summary, SUMMARY_COLUMNS)
     refused = pd.concat([read_table(path, REFUSAL_COLUMNS) for path in refusals]) if refusals else None

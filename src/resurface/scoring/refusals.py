@@ -13,10 +13,9 @@ from tqdm import tqdm
 from resurface.artifacts import check_folder, write_table
 from resurface.models import load_model, load_tokenizer, pick_device, set_seed
 from resurface.prompts import chat_messages, render_chat
-from resurface.scoring.score import describe_question, load_tasks
+from resurface.scoring.columns import REFUSAL_COLUMNS
+from resurface.scoring.score import describe_questions, load_tasks
 from resurface.settings.scoring import RefusalSettings
-
-REFUSAL_COLUMNS = ["domain", "method", "seed", "benchmark", "task", "split", "question_id", "template", "refused"]
 
 
 def is_refusal(reply: str, phrases: list[str]) -> bool:
@@ -65,19 +64,13 @@ def count_refusals(
     rows: list[dict[str, Any]] = []
     prompts: list[str] = []
     for benchmark, names in benchmarks.items():
-        asked = 0
-        for name, task in load_tasks(names).items():
-            docs = [doc for _, doc in task.doc_iterator(rank=0, limit=None, world_size=1)]
-            for doc in docs:
-                question = describe_question(task, doc)
-                if question["split"] != "test" or asked == settings.questions:
-                    continue
-                asked += 1
-                prompts.append(task.doc_to_text(doc))
-                rows.append(
-                    {**identity, "benchmark": benchmark, "task": name}
-                    | {key: question[key] for key in ("split", "question_id")}
-                )
+        tasks = load_tasks(names)
+        asked = [(doc, question) for doc, question in describe_questions(tasks) if question["split"] == "test"]
+        for doc, question in asked[: settings.questions]:
+            prompts.append(tasks[question["task"]].doc_to_text(doc))
+            rows.append(
+                {**identity, "benchmark": benchmark} | {key: question[key] for key in ("task", "split", "question_id")}
+            )
     tables = []
     for template in templates:
         texts = (

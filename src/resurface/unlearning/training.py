@@ -4,6 +4,7 @@ Resume state (the Trainer's own checkpoints, which hold pickles) lives in a fold
 a hash of everything that determines the run, and goes once the run is done.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Hashable
@@ -23,9 +24,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
-from resurface.artifacts import publish_folder
+from resurface.artifacts import naming_full_disk, publish_folder
 from resurface.data.tables import read_domain_table
 from resurface.errors import ResurfaceError
 from resurface.models import check_blocks, decoder_blocks, load_model, load_tokenizer, set_seed
@@ -113,8 +113,7 @@ def choose_trained(model: PreTrainedModel, settings: TrainingSettings, modules: 
             LoraConfig(
                 r=settings.lora_rank,
                 lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
-                target_modules=modules if modules == "all-linear" else [modules],
-                layers_to_transform=settings.trained_blocks,
+                target_modules=linear_names(model, settings.trained_blocks, modules),
                 task_type="CAUSAL_LM",
             ),
         )
@@ -124,6 +123,24 @@ def choose_trained(model: PreTrainedModel, settings: TrainingSettings, modules: 
             if settings.trained_blocks is None or number in settings.trained_blocks:
                 (block if modules == "all-linear" else block.get_submodule(modules)).requires_grad_(True)
     return model
+
+
+def linear_names(model: PreTrainedModel, blocks: list[int] | None, modules: str) -> list[str]:
+    """Full names of the linear modules in a decoder's blocks: peft restricts to blocks only what is named.
+
+    Args:
+        model: the model to train.
+        blocks: which blocks, or None for all.
+        modules: the name of one module within each block, or `all-linear`.
+    """
+    inside = {
+        module
+        for number, block in enumerate(decoder_blocks(model))
+        if blocks is None or number in blocks
+        for name, module in block.named_modules()
+        if isinstance(module, torch.nn.Linear) and modules in ("all-linear", name)
+    }
+    return [name for name, module in model.named_modules() if module in inside]
 
 
 def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
@@ -141,7 +158,7 @@ def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_steps": settings.save_steps,
-        "save_total_limit": 1,
+        "save_total_limit": 2,
         "seed": run.seed,
         "data_seed": run.seed,
         "use_cpu": run.device.type == "cpu",
@@ -165,6 +182,22 @@ def samples_seen(settings: TrainingSettings, found: int) -> int:
     return found if settings.max_steps is None else min(found, settings.max_steps * settings.batch_size)
 
 
+def find_last_checkpoint(folder: Path) -> Path | None:
+    """The latest whole checkpoint in a Trainer's folder, if there is one; those that were left half written are deleted.
+
+    The Trainer writes `trainer_state.json` last, so a checkpoint is whole if that can be parsed.
+    """
+    whole = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (FileNotFoundError, ValueError):
+            shutil.rmtree(path)
+        else:
+            whole[int(path.name.removeprefix("checkpoint-"))] = path
+    return whole[max(whole)] if whole else None
+
+
 def train(trainer: Trainer, run: Run) -> pd.DataFrame:
     """Run a trainer from where it was interrupted, or from the start.
 
@@ -172,12 +205,14 @@ def train(trainer: Trainer, run: Run) -> pd.DataFrame:
         the loss curve: one row per optimizer step with what the trainer logged.
 
     Raises:
-        ResurfaceError: the loss is not finite.
+        ResurfaceError: the loss is not finite, or the disk is full.
     """
     trainer.add_callback(StopAtNaN())
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(str(run.resume_folder)) if run.resume_folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    last = find_last_checkpoint(run.resume_folder)
+    run.resume_folder.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(run.resume_folder):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     return tabulate_losses(trainer.state.log_history)
 
 
