@@ -59,6 +59,7 @@ def test_an_edit_changes_what_needs_the_module_and_nothing_else(tmp_path, monkey
     (package / "base.py").write_text("x = 1\n")
     (package / "user.py").write_text("def f():\n    from resurface.base import x\n    return x\n")
     (package / "other.py").write_text("import os\n")
+    (package / "page.jinja").write_text("one")
     monkeypatch.setattr(fingerprints, "SOURCE", package)
 
     def forget():
@@ -67,10 +68,16 @@ def test_an_edit_changes_what_needs_the_module_and_nothing_else(tmp_path, monkey
 
     def prints():
         forget()
-        return {name: fingerprints.fingerprint(f"resurface.{name}") for name in ("base", "user", "other")}
+        found = {name: fingerprints.fingerprint(f"resurface.{name}") for name in ("base", "user", "other")}
+        return found | {"page": fingerprints.fingerprint("resurface.other", "*.jinja")}
 
     before = prints()
     (package / "base.py").write_text("x = 2\n")
     after = prints()
-    forget()
     assert {name for name in before if before[name] != after[name]} == {"base", "user"}
+    (package / "page.jinja").write_text("two")
+    last = prints()
+    assert {name for name in after if after[name] != last[name]} == {"page"}
+    with pytest.raises(AssertionError, match="no file absent"):
+        fingerprints.fingerprint("resurface.other", "absent.jinja")
+    forget()

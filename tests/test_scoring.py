@@ -1,6 +1,7 @@
 """Scoring: equal to the harness's own `hf` model, plain and chat, and to brute force under interventions."""
 
 import contextlib
+import hashlib
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,23 @@ import torch
 from conftest import CHECKPOINTS, DOMAIN
 from safetensors.torch import save_file
 
+from resurface.data.tables import read_domain_table, read_questions
 from resurface.errors import ResurfaceError
-from resurface.interventions import Directions, Prepend, Read, Variant, write_variants
+from resurface.interventions import Adapter, Directions, Prepend, Read, Variant, write_variants
+from resurface.models import load_model
 from resurface.prompts import LETTERS, chat_messages, plain_prompt, render_chat
+from resurface.scoring.apply import change_model
 from resurface.scoring.language_model import ResurfaceLM
-from resurface.scoring.score import TASK_FOLDER, load_tasks, score
+from resurface.scoring.score import (
+    TASK_FOLDER,
+    build_requests,
+    check_requests,
+    describe_question,
+    describe_questions,
+    load_tasks,
+    local_tasks,
+    score,
+)
 
 pytestmark = pytest.mark.slow
 TASK = f"testbed_{DOMAIN}"
@@ -175,6 +188,18 @@ def test_choices_of_several_tokens(ours):
     assert len(ours.plan_rows(requests, Variant(variant="none"))) == 2
 
 
+def test_every_task_is_asked_zero_shot(here, tmp_path, monkeypatch):
+    lines = [f"include: {TASK_FOLDER}/_questions.yaml", "task: shots", "num_fewshot: 5", "fewshot_split: test"]
+    lines += ["metadata:", "  version: 1.0", f"  questions: results/data/{DOMAIN}/questions.parquet"]
+    (tmp_path / "shots.yaml").write_text("\n".join(lines))
+    monkeypatch.setattr("resurface.scoring.score.TASK_FOLDER", tmp_path)
+    local_tasks.cache_clear()
+    task = load_tasks(["shots"])["shots"]
+    local_tasks.cache_clear()
+    task.build_all_requests(limit=1)
+    assert task.instances[0].args[0].count("Answer:") == 1
+
+
 def test_unknown_and_unfit_tasks_are_named(here):
     with pytest.raises(ResurfaceError, match="no task 'testbed_alchemy'"):
         load_tasks(["testbed_alchemy"])
@@ -184,3 +209,197 @@ def test_an_unknown_variant_is_named(tmp_path):
     write_variants(tmp_path, [Variant(variant="none")])
     with pytest.raises(ResurfaceError, match="no variant 'nine'; allowed are none"):
         ResurfaceLM(str(CHECKPOINTS / "original"), interventions=str(tmp_path), variant="nine", device="cpu")
+
+
+def make_task(name, documents, **settings):
+    """A multiple-choice task of the harness over the given documents."""
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    return ConfigurableTask(
+        config={
+            "task": name,
+            "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(documents)},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{question}}",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "{{answer}}",
+            "metric_list": [{"metric": "acc"}],
+            **settings,
+        }
+    )
+
+
+def test_benchmarks_may_share_a_task(here, tmp_path):
+    write_variants(tmp_path, [Variant(variant="none")])
+    tasks = {"music": ["testbed_general_music"], "arts": ["testbed_general_music", "testbed_general_cooking"]}
+    identity = {"domain": DOMAIN, "method": "original", "seed": None, "attack": "none"}
+    output = tmp_path / "scores.parquet"
+    score(CHECKPOINTS / "original", [tmp_path], tasks, ["plain"], identity, output, 3000, "cpu", print)
+    table = pd.read_parquet(output)
+    assert table.groupby(["benchmark", "task"]).size().to_dict() == {
+        ("arts", "testbed_general_cooking"): 40,
+        ("arts", "testbed_general_music"): 40,
+        ("music", "testbed_general_music"): 40,
+    }
+    assert set(table["logprobs"].map(len)) == {4}
+    shared = table[table["task"] == "testbed_general_music"].groupby("benchmark")["logprobs"]
+    one, other = (np.stack(list(values)) for _, values in shared)
+    assert np.array_equal(one, other)
+
+
+def test_a_task_that_asks_for_more_than_its_choices_is_refused(ours):
+    document = {"question": "Which?", "choices": ["fig", "leaf"], "answer": 0}
+    task = make_task("mutual", [document], metric_list=[{"metric": "acc_mutual_info"}])
+    questions = [question for _, question in describe_questions({"mutual": task})]
+    with pytest.raises(ResurfaceError, match=r"'mutual' asks for 4 log-probabilities .* has 2 choices"):
+        check_requests(questions, build_requests(task, "plain", ours))
+
+
+def test_a_question_of_the_testbed_keeps_its_id_and_its_own_split(here):
+    task = load_tasks([TASK])[TASK]
+    document = next(iter(task.eval_docs))
+    text = "\n".join([document["question"], *document["choices"]])
+    found = describe_question(task, document)
+    assert found["question_id"] == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert found["split"] == document["split"]
+    assert found["cluster"] == hashlib.sha256(document["cluster"].encode()).hexdigest()[:16]
+
+
+def test_documents_of_other_tasks_are_not_taken_at_their_word():
+    """HellaSwag's documents have a split of their own, and ARC's choices are a dictionary."""
+    documents = [
+        {
+            "question": "Which?",
+            "choices": {"text": texts, "label": ["A", "B"]},
+            "answer": 0,
+            "split": split,
+            "cluster": "x",
+        }
+        for texts, split in [(["fig", "leaf"], "val"), (["fig", "bell"], "train")]
+    ]
+    task = make_task("arc", documents, doc_to_choice="{{choices.text}}")
+    found = [question for _, question in describe_questions({"arc": task})]
+    assert found[0]["question_id"] == hashlib.sha256(b"Which?\nfig\nleaf").hexdigest()[:16]
+    assert len({question["question_id"] for question in found}) == 2
+    for question in found:
+        assert question["split"] in ("validation", "test")
+        assert question["cluster"] == question["question_id"]
+
+
+def test_repeats_are_numbered_across_the_tasks_of_a_benchmark():
+    document = {"question": "Which?", "choices": ["fig", "leaf"], "answer": 0}
+    tasks = {"one": make_task("one", [document, document]), "two": make_task("two", [document])}
+    found = [question for _, question in describe_questions(tasks)]
+    first = found[0]["question_id"]
+    assert [question["question_id"] for question in found] == [first, f"{first}-1", f"{first}-2"]
+    assert {question["cluster"] for question in found} == {first}
+
+
+def test_a_diverged_model_is_named(here):
+    broken = ResurfaceLM(str(CHECKPOINTS / "original"), device="cpu", batch_tokens=3000)
+    with torch.no_grad():
+        broken.model.get_decoder().norm.weight.fill_(torch.nan)
+    task = load_tasks([TASK])[TASK]
+    task.build_all_requests(limit=2)
+    with pytest.raises(ResurfaceError, match=r"checkpoints/original: under the variant 'none' .* 8 of 8 .* not finite"):
+        broken.loglikelihood(task.instances, disable_tqdm=True)
+
+
+def test_low_precision_models_are_read_by_unrounded_logits(here):
+    model = ResurfaceLM(str(CHECKPOINTS / "original"), device="cpu", dtype="bfloat16", batch_tokens=1)
+    task = load_tasks([TASK])[TASK]
+    task.build_all_requests(limit=3)
+    rows = model.plan_rows(task.instances, Variant(variant="none"))
+    lens = Variant(variant="lens", read=Read(stream="block", block=5))
+    found, read = model.answer(rows, [Variant(variant="none"), lens], disable_tqdm=True)
+    assert read == found
+    for row in rows:
+        with torch.no_grad():
+            hidden = model.model.get_decoder()(torch.tensor([row.tokens])).last_hidden_state[0, -1]
+            logprobs = (model.model.lm_head.weight.float() @ hidden.float()).log_softmax(-1)
+        expected = logprobs[list(row.finals)].tolist()
+        assert [found[position][0] for position in row.requests] == pytest.approx(expected, abs=1e-4)
+    assert model.model.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_an_adapter_of_a_low_precision_model_equals_peft(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    def load():
+        return load_model(CHECKPOINTS / "original", torch.device("cpu"), "bfloat16")
+
+    def logits(model):
+        with torch.no_grad():
+            return model(input_ids=torch.arange(50, 90)[None]).logits.float()
+
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        load_model(CHECKPOINTS / "original", torch.device("cpu")),
+        LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
+    )
+    adapted.save_pretrained(tmp_path / "a")
+    expected = logits(PeftModel.from_pretrained(load(), tmp_path / "a").eval())
+    model = load()
+    before = logits(model)
+    with change_model(model, Adapter(folder="a"), tmp_path):
+        changed = logits(model)
+    assert not torch.allclose(changed, before, atol=0.1)
+    assert torch.equal(changed, expected)
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "words"),
+    [
+        ("questions", "answer", 4, "found 4; allowed: whole numbers from 0 to 3"),
+        ("questions", "answer", 1.5, "found 1.5; allowed: whole numbers from 0 to 3"),
+        ("questions", "split", "val", "found 'val'; allowed: train, validation, test"),
+        ("questions", "choices", ["fig", "leaf"], "found ndarray of length 2; allowed: lists of 4 texts"),
+        ("questions", "question", None, "found nothing; allowed: text"),
+        ("forget_corpus", "text", " ", "found str of length 1; allowed: text"),
+        ("preferences", "kind", "chat", "found 'chat'; allowed: forget, retain, general"),
+    ],
+)
+def test_a_wrong_value_of_a_table_is_named(here, tmp_path, name, column, value, words):
+    table = pd.read_parquet(here / "results" / "data" / DOMAIN / f"{name}.parquet").head(5)
+    values = [*table[column].tolist()[:4], value]
+    table.drop(columns=column).assign(**{column: values}).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(ResurfaceError) as error:
+        read_domain_table(tmp_path, name)
+    row = 0 if value == 1.5 else 4  # one fraction makes the whole column one of fractions
+    assert str(error.value).startswith(f"{tmp_path / name}.parquet: column {column!r}, row {row}: found ")
+    assert row == 0 or words in str(error.value)
+
+
+def test_missing_kinds_and_splits_of_a_table_are_named(here, tmp_path):
+    folder = here / "results" / "data" / DOMAIN
+    preferences = pd.read_parquet(folder / "preferences.parquet")
+    preferences[preferences["kind"] != "general"].to_parquet(tmp_path / "preferences.parquet")
+    with pytest.raises(
+        ResurfaceError, match=r"preferences\.parquet: column 'kind': no row has 'general'; found forget, r"
+    ):
+        read_domain_table(tmp_path, "preferences")
+    questions = pd.read_parquet(folder / "questions.parquet")
+    questions[questions["split"] != "train"].to_parquet(tmp_path / "questions.parquet")
+    with pytest.raises(
+        ResurfaceError, match=r"questions\.parquet: column 'split': no row has 'train'; found test, vali"
+    ):
+        read_questions(tmp_path, "questions")
+
+
+def test_a_benchmark_without_questions_or_with_a_broken_table_is_named(here, tmp_path):
+    table = pd.read_parquet(here / "results" / "data" / DOMAIN / "questions.parquet")
+    path = tmp_path / "results" / "data" / DOMAIN / "questions.parquet"
+    path.parent.mkdir(parents=True)
+    with contextlib.chdir(tmp_path):
+        table[table["split"] == "train"].to_parquet(path)
+        with pytest.raises(ResurfaceError, match="no question with the split validation or test"):
+            load_tasks([TASK])
+        table.drop(columns="split").to_parquet(path)
+        with pytest.raises(ResurfaceError, match="the column 'split' is missing"):
+            load_tasks([TASK])
+        path.write_bytes(b"PAR1")
+        with pytest.raises(ResurfaceError, match="no readable parquet file"):
+            load_tasks([TASK])

@@ -109,14 +109,18 @@ def test_changing_settings_of_a_method_leaves_the_others_alone(project):
     assert scheduled(project) == expected
 
 
-def test_editing_the_scorer_schedules_scores_only(project):
-    edit(project / "src/resurface/scoring/language_model.py")
+@pytest.mark.parametrize(
+    "path", ["scoring/language_model.py", "testbed/tasks/_questions.yaml", "testbed/tasks/questions.py"]
+)
+def test_editing_the_scorer_or_a_task_schedules_scores_only(project, path):
+    edit(project / "src/resurface" / path)
     rules = {job.split()[0] for job in scheduled(project)}
     assert rules == {"score", "refusals", "summarize", "report"}
 
 
-def test_editing_the_report_schedules_the_report_only(project):
-    edit(project / "src/resurface/analysis/report.py")
+@pytest.mark.parametrize("path", ["report.py", "report.html.jinja"])
+def test_editing_the_report_schedules_the_report_only(project, path):
+    edit(project / "src/resurface/analysis" / path)
     assert scheduled(project) == {"report"}
 
 
@@ -182,8 +186,10 @@ def test_a_broken_checkpoint_stops_its_job_and_leaves_nothing(project, tmp_path)
     assert "truncated" in (project / "results/logs/models/original.log").read_text()
 
 
-def test_a_changed_table_is_noticed(project):
+def test_a_truncated_table_stops_its_job_and_is_named(project):
     table = project / "results/data/xenotoxicology/questions.parquet"
     table.write_bytes(table.read_bytes()[:100])
     run = snakemake(project, "results/scores/xenotoxicology/npo/seed0/none.parquet", "--forcerun", "score", check=False)
-    assert run.returncode != 0 or table.stat().st_size > 100
+    assert run.returncode != 0
+    assert f"{table}: this is no readable parquet file" in run.stdout
+    assert "bug" not in run.stdout

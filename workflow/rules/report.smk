@@ -45,7 +45,7 @@ rule report:
             f"--refusals {path}" for path in input.refusals
         ],
         source=[
-            fingerprint("resurface.analysis.report"),
+            fingerprint("resurface.analysis.report", "analysis/report.html.jinja"),
             fingerprint("resurface.analysis.figures"),
         ],
         experiment=dump_settings(experiment),

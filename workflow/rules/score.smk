@@ -23,6 +23,14 @@ def identity(wildcards):
     )
 
 
+def scoring_source(module):
+    """The source of a scoring module and of the testbed's tasks, which the harness finds by name: nothing imports them."""
+    return [
+        fingerprint(module, "testbed/tasks/*.yaml"),
+        fingerprint("resurface.testbed.tasks.questions"),
+    ]
+
+
 rule score:
     input:
         tables=benchmark_tables,
@@ -45,7 +53,7 @@ rule score:
             f"--interventions {folder}" for folder in attack_folders(wildcards)
         ],
         settings=dump_settings(experiment.scoring),
-        source=fingerprint("resurface.scoring.score"),
+        source=scoring_source("resurface.scoring.score"),
         benchmarks=benchmarks,
         identity=identity,
     shell:
@@ -67,7 +75,7 @@ rule refusals:
         device=experiment.device,
     params:
         settings=dump_settings(experiment.refusals),
-        source=fingerprint("resurface.scoring.refusals"),
+        source=scoring_source("resurface.scoring.refusals"),
         templates=json.dumps(experiment.scoring.templates),
         benchmarks=benchmarks,
         identity=identity,

@@ -2,7 +2,8 @@
 
 A module's closure is the module, the packages above it and every first-party module that it imports, transitively,
 imports inside functions included. Files are parsed, nothing is imported, and closures are computed once per process.
-Editing a module therefore makes stale exactly the jobs whose closure holds it.
+Editing a module therefore makes stale exactly the jobs whose closure holds it. What a module reads from the package
+without importing it (templates, tasks of the harness) is named beside it.
 """
 
 import ast
@@ -56,11 +57,22 @@ def closure(module: str) -> tuple[str, ...]:
 
 
 @cache
-def fingerprint(module: str) -> str:
-    """SHA-256 over the sources of a module's closure (first 16 hex digits)."""
+def fingerprint(module: str, *patterns: str) -> str:
+    """SHA-256 over the sources of a module's closure and over files that it reads (first 16 hex digits).
+
+    Args:
+        module: a first-party module.
+        patterns: the package's files that the module's job reads besides, relative to the package; may hold `*`.
+    """
     digest = hashlib.sha256()
     for name in closure(module):
         path = module_path(name)
         assert path is not None
         digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    for pattern in patterns:
+        files = sorted(SOURCE.glob(pattern))
+        assert files, f"no file {pattern} in {SOURCE}"
+        for path in files:
+            name = path.relative_to(SOURCE).as_posix()
+            digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]

@@ -38,10 +38,11 @@ def change_model(model: PreTrainedModel, part: Adapter | Directions | None, fold
 
 @contextmanager
 def _add_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
-    """Add a LoRA adapter's update to the weights in place, and put the very same weights back afterwards.
+    """Put a LoRA adapter into effect: the layer W becomes W + scale · B A (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
-    peft would wrap every layer; adding scale · B A to the weights runs at full speed and gives the same outputs up to
-    rounding. Source: LoRA (Hu et al. 2021, arXiv 2106.09685), section 4.1.
+    A float32 weight gets the update added in place, which runs at full speed, and the very same weight back afterwards. In
+    a weight of lower precision most of a small update would be rounded away: there the layer's output gets
+    scale · B (A x) added, computed in float32 as peft does.
     """
     settings = json.loads((folder / "adapter_config.json").read_text())
     unusual = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if settings.get(key)]
@@ -52,19 +53,33 @@ def _add_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     scale = settings["lora_alpha"] / settings["r"]
     tensors = load_file(folder / "adapter_model.safetensors")
     saved: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    handles = []
+
+    def add_to_output(layer: torch.nn.Module, lora_a: torch.Tensor, lora_b: torch.Tensor) -> Any:
+        def hook(_module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            update = inputs[0].float() @ lora_a.T @ lora_b.T
+            return (output + scale * update).to(output.dtype)
+
+        return layer.register_forward_hook(hook)
+
     try:
         for name, lora_a in tensors.items():
             if not name.endswith(".lora_A.weight"):
                 continue
-            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            weight = model.get_submodule(module).weight
-            lora_b = tensors[name.replace(".lora_A.", ".lora_B.")]
-            saved.append((weight, weight.detach().clone()))
-            update = lora_b.to(weight.device, torch.float32) @ lora_a.to(weight.device, torch.float32)
-            with torch.no_grad():
-                weight.add_((scale * update).to(weight.dtype))
+            layer = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+            weight = layer.weight
+            lora_a = lora_a.to(weight.device, torch.float32)
+            lora_b = tensors[name.replace(".lora_A.", ".lora_B.")].to(weight.device, torch.float32)
+            if weight.dtype == torch.float32:
+                saved.append((weight, weight.detach().clone()))
+                with torch.no_grad():
+                    weight.add_(scale * (lora_b @ lora_a))
+            else:
+                handles.append(add_to_output(layer, lora_a, lora_b))
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         with torch.no_grad():
             for weight, before in saved:
                 weight.copy_(before)
@@ -79,11 +94,12 @@ def _remove_directions(model: PreTrainedModel, part: Directions, folder: Path) -
     def orthogonalize(block: int) -> Any:
         reference = next(blocks[block].parameters())
         unit = directions[block].to(reference.device, torch.float32)
-        unit = (unit / unit.norm().clamp(min=1e-12)).to(reference.dtype)
+        unit = unit / unit.norm().clamp(min=1e-12)
 
         def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-            hidden = block_output(output)
-            hidden = hidden - (hidden @ unit)[..., None] * unit
+            given = block_output(output)
+            hidden = given.float()
+            hidden = (hidden - (hidden @ unit)[..., None] * unit).to(given.dtype)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return blocks[block].register_forward_hook(hook)

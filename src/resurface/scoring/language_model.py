@@ -9,7 +9,9 @@ model, and replaces how requests are computed:
 - one pass may be read in several places at once (every stream and block of the logit lens).
 """
 
+import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -82,6 +84,7 @@ class ResurfaceLM(HFLM):
             batch_size=1,
         )
         self.batch_tokens = int(batch_tokens)
+        self.checkpoint = path
         self.folder = Path(interventions) if interventions else path
         self.variant = Variant(variant="none")
         if variant is not None:
@@ -151,11 +154,15 @@ class ResurfaceLM(HFLM):
         Returns:
             for each variant, for each request: log-probability of the continuation [nats, float32 precision], and
             whether each of its tokens is the most probable one.
+
+        Raises:
+            ResurfaceError: a log-probability is not finite: the model, or what a variant makes of it, has diverged.
         """
         assert len({variant.prompt for variant in variants}) == 1, "variants of one pass share their prompt"
         count = sum(len(row.requests) for row in rows)
         answers: list[list[LogLikelihood]] = [[(0.0, False)] * count for _ in variants]
         reads = [variant.read for variant in variants if variant.read is not None]
+        head = widen(self.model.get_output_embeddings())
         tokens = [row.tokens for row in rows]
         with (
             torch.inference_mode(),
@@ -172,19 +179,36 @@ class ResurfaceLM(HFLM):
                 batch = [rows[position] for position in positions]
                 for variant, answer in zip(variants, answers, strict=True):
                     hidden = output if variant.read is None else streams[variant.read]
-                    self._read_answers(batch, hidden, variant.read, answer)
+                    self._read_answers(batch, hidden, variant.read, head, answer)
                 progress.update(len(batch))
+        for variant, answer in zip(variants, answers, strict=True):
+            self._check_finite(variant, answer)
         return answers
 
+    def _check_finite(self, variant: Variant, answer: Sequence[LogLikelihood]) -> None:
+        """Raise a `ResurfaceError` if an answer is no number: its question would count as answered with the first choice."""
+        wrong = [value for value, _ in answer if not math.isfinite(value)]
+        if wrong:
+            raise ResurfaceError(
+                f"{self.checkpoint}: under the variant {variant.variant!r} of {self.folder}, {len(wrong)} of {len(answer)} "
+                f"log-probabilities are not finite (the first is {wrong[0]}): the model or the attack's change of it has "
+                "diverged. Look at its losses, lower the learning rate of the method or the attack, and run the workflow again"
+            )
+
     def _read_answers(
-        self, batch: Sequence[Row], hidden: torch.Tensor, read: Read | None, answer: list[LogLikelihood]
+        self,
+        batch: Sequence[Row],
+        hidden: torch.Tensor,
+        read: Read | None,
+        head: torch.nn.Module,
+        answer: list[LogLikelihood],
     ) -> None:
         """Unembed the positions that decide each row's answers and write them to their places in `answer`."""
         index = [(i, len(row.tokens) - 1 - back) for i, row in enumerate(batch) for back in range(row.shared, -1, -1)]
         chosen = hidden[tuple(torch.tensor(index, device=hidden.device).T)]
         if read is not None:
             chosen = self.model.get_decoder().norm(chosen)
-        logprobs = self.model.get_output_embeddings()(chosen).float().log_softmax(-1)
+        logprobs = head(chosen.float()).log_softmax(-1)
         greedy = logprobs.argmax(-1).tolist()
         place = 0
         for row in batch:
@@ -196,6 +220,14 @@ class ResurfaceLM(HFLM):
             for position, final, value in zip(row.requests, row.finals, values, strict=True):
                 answer[position] = (value, is_greedy and greedy[place] == final)
             place += 1
+
+
+def widen(head: torch.nn.Module) -> torch.nn.Module:
+    """The unembedding in float32: as it is if it has that precision, else a copy, hooks included.
+
+    In bfloat16 logits near 20 are an eighth apart, and choices would tie.
+    """
+    return head if head.weight.dtype == torch.float32 else deepcopy(head).float()
 
 
 def answer_variants(

@@ -5,7 +5,9 @@ table is written from log-probabilities. It holds no question text: a question i
 """
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ import pyarrow as pa
 from lm_eval.api.task import Task
 
 from resurface.artifacts import check_folder, write_table
+from resurface.data.tables import SPLITS
 from resurface.errors import ResurfaceError
 from resurface.interventions import read_variants
 from resurface.scoring.language_model import LogLikelihood, ResurfaceLM, answer_variants
@@ -44,17 +47,22 @@ SCORE_SCHEMA = pa.schema(
 )
 
 
+@cache
+def local_tasks() -> frozenset[str]:
+    """Names of the testbed's own tasks and groups."""
+    return frozenset(lm_eval.tasks.TaskManager(include_path=str(TASK_FOLDER), include_defaults=False).all_tasks)
+
+
 def load_tasks(names: list[str]) -> dict[str, Task]:
-    """The leaf tasks of the named tasks and groups, by name.
+    """The leaf tasks of the named tasks and groups, by name, all zero-shot.
 
     Local tasks load without the harness's own thousands; those are indexed only if a name is not local.
 
     Raises:
         ResurfaceError: the harness knows no such task, or it is not multiple choice.
     """
-    manager = lm_eval.tasks.TaskManager(include_path=str(TASK_FOLDER), include_defaults=False)
-    if not all(name in manager.all_tasks for name in names):
-        manager = lm_eval.tasks.TaskManager(include_path=str(TASK_FOLDER))
+    is_local = local_tasks().issuperset(names)
+    manager = lm_eval.tasks.TaskManager(include_path=str(TASK_FOLDER), include_defaults=not is_local)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise ResurfaceError(
@@ -67,6 +75,7 @@ def load_tasks(names: list[str]) -> dict[str, Task]:
                 f"benchmarks: the task {name!r} has output type {task.OUTPUT_TYPE}; only multiple_choice tasks can be scored, "
                 "because an answer is read from the log-probabilities of its choices"
             )
+        task.set_config(key="num_fewshot", value=0)
     return leaves
 
 
@@ -74,27 +83,51 @@ def describe_question(task: Task, doc: dict[str, Any]) -> dict[str, Any]:
     """What a score table says of a question: id, cluster, split and the index of the right choice.
 
     The id hashes the question's own text and choices. `split` and `cluster` (questions that ask for the same thing) are
-    the document's own where it has them; else every fifth id is `validation`, and a question is its own cluster.
+    the document's own in the testbed's tasks; in others these names may mean anything, so there every fifth id is
+    `validation`, and a question is its own cluster.
 
     Raises:
         ResurfaceError: the task's right answer is not one of its choices.
     """
-    choices = [str(choice) for choice in doc.get("choices") or task.doc_to_choice(doc)]
+    choices = task.doc_to_choice(doc)
+    # The harness's choices may be mere letters, and a document's may be anything: a list of texts, or ARC's dictionary.
+    own = doc.get("choices")
+    texts = own if isinstance(own, list) and own and all(isinstance(text, str) for text in own) else choices
     text = str(doc.get("question") or task.doc_to_text(doc))
-    question_id = hashlib.sha256("\n".join([text, *choices]).encode()).hexdigest()[:16]
+    question_id = hashlib.sha256("\n".join([text, *map(str, texts)]).encode()).hexdigest()[:16]
     answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    if isinstance(answer, str) and answer in task.doc_to_choice(doc):
-        answer = task.doc_to_choice(doc).index(answer)
-    if not isinstance(answer, int) or not 0 <= answer < len(task.doc_to_choice(doc)):
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    if not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise ResurfaceError(f"benchmarks: question {question_id} of {task.task_name} has no single right choice")
-    split = doc.get("split") or ("validation" if int(question_id, 16) % 5 == 0 else "test")
-    cluster = doc.get("cluster")
+    is_local = task.task_name in local_tasks()
+    split, cluster = (doc.get("split"), doc.get("cluster")) if is_local else (None, None)
+    if split not in SPLITS:
+        split = "validation" if int(question_id, 16) % 5 == 0 else "test"
     return {
         "question_id": question_id,
         "cluster": hashlib.sha256(str(cluster).encode()).hexdigest()[:16] if cluster else question_id,
         "split": split,
         "answer": answer,
+        "choices": len(choices),
     }
+
+
+def describe_questions(tasks: dict[str, Task]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """All questions of a benchmark: the harness's document, and what tables say of it.
+
+    Besides what `describe_question` says that is `task` and `doc_id`, the document's number in its task. A question that
+    the benchmark asks again, in the same task or in another, gets a number behind its id.
+    """
+    asked: Counter[str] = Counter()
+    for name, task in tasks.items():
+        for doc_id, doc in task.doc_iterator(rank=0, limit=None, world_size=1):
+            question = describe_question(task, doc)
+            question_id = question["question_id"]
+            if asked[question_id]:
+                question["question_id"] = f"{question_id}-{asked[question_id]}"
+            asked[question_id] += 1
+            yield doc, {"task": name, "doc_id": doc_id, **question}
 
 
 def build_requests(task: Task, template: Template, model: ResurfaceLM) -> list[Any]:
@@ -104,21 +137,45 @@ def build_requests(task: Task, template: Template, model: ResurfaceLM) -> list[A
     return list(task.instances)
 
 
+def check_requests(questions: list[dict[str, Any]], requests: list[Any]) -> None:
+    """Check that the harness asks for one log-probability per choice.
+
+    Raises:
+        ResurfaceError: a task asks for more or fewer.
+    """
+    asked = Counter((request.task_name, request.doc_id) for request in requests)
+    for question in questions:
+        count = asked[question["task"], question["doc_id"]]
+        if count != question["choices"]:
+            raise ResurfaceError(
+                f"benchmarks: the task {question['task']!r} asks for {count} log-probabilities about question "
+                f"{question['question_id']}, which has {question['choices']} choices; only tasks that ask for one per "
+                "choice can be scored (one with the metric acc_mutual_info asks for more): name another task"
+            )
+
+
 def tabulate(
-    questions: dict[tuple[str, int], dict[str, Any]], requests: list[Any], answers: list[LogLikelihood]
+    questions: list[dict[str, Any]], requests: list[Any], answers: list[LogLikelihood]
 ) -> list[dict[str, Any]]:
-    """One row per question: its log-probabilities, the choice they prefer (the first of equals) and whether it is right."""
+    """One row per question: its log-probabilities, the choice they prefer (the first of equals) and whether it is right.
+
+    Args:
+        questions: the questions of all benchmarks; several benchmarks may hold the same question of a task.
+        requests: the requests of each task, once.
+        answers: one per request.
+    """
     logprobs: dict[tuple[str, int], list[float]] = {}
     for request, (logprob, _) in zip(requests, answers, strict=True):
         logprobs.setdefault((request.task_name, request.doc_id), []).append(logprob)
     rows = []
-    for key, values in logprobs.items():
+    for question in questions:
+        values = logprobs[question["task"], question["doc_id"]]
         prediction = max(range(len(values)), key=values.__getitem__)
         rows.append(
             {
-                **questions[key],
+                **question,
                 "prediction": prediction,
-                "correct": prediction == questions[key]["answer"],
+                "correct": prediction == question["answer"],
                 "logprobs": values,
             }
         )
@@ -141,7 +198,7 @@ def score(
     Args:
         model_folder: the checkpoint.
         attack_folders: the attack's folders; several where its variants were made by several jobs.
-        benchmarks: name → tasks or groups of the harness.
+        benchmarks: name → tasks or groups of the harness; a task that several of them hold is asked once.
         templates: prompt forms.
         identity: `domain`, `method`, `seed` (None for a reference model without attack) and `attack`.
         output: the score table to write.
@@ -150,23 +207,20 @@ def score(
         report: called with a line before each pass.
 
     Raises:
-        ResurfaceError: a folder is not as its job left it, or a task cannot be scored.
+        ResurfaceError: a folder is not as its job left it, a task cannot be scored, or the model has diverged.
     """
     check_folder(model_folder)
     model = ResurfaceLM(str(model_folder), batch_tokens=batch_tokens, device=device)
-    requests: dict[str, list[Any]] = {template: [] for template in templates}
-    questions: dict[tuple[str, int], dict[str, Any]] = {}
+    leaves: dict[str, Task] = {}
+    questions: list[dict[str, Any]] = []
     for benchmark, names in benchmarks.items():
-        for name, task in load_tasks(names).items():
-            for template in templates:
-                requests[template] += build_requests(task, template, model)
-            seen: dict[str, int] = {}
-            for doc_id, doc in task.doc_iterator(rank=0, limit=None, world_size=1):
-                question = describe_question(task, doc)
-                repeat = seen[question["question_id"]] = seen.get(question["question_id"], -1) + 1
-                if repeat:
-                    question["question_id"] += f"-{repeat}"
-                questions[name, doc_id] = {"benchmark": benchmark, "task": name, **question}
+        tasks = load_tasks(names)
+        leaves |= tasks
+        questions += [{"benchmark": benchmark, **question} for _, question in describe_questions(tasks)]
+    requests: dict[str, list[Any]] = {}
+    for template in templates:
+        requests[template] = [one for task in leaves.values() for one in build_requests(task, template, model)]
+        check_requests(questions, requests[template])
 
     rows: list[dict[str, Any]] = []
     for folder in attack_folders:
@@ -177,5 +231,5 @@ def score(
                 {**identity, "variant": variant, "template": form, **row}
                 for row in tabulate(questions, requests[form], values)
             ]
-    table = pd.DataFrame(rows).astype({"seed": "Int64"})
+    table = pd.DataFrame(rows)[SCORE_SCHEMA.names].astype({"seed": "Int64"})
     write_table(pa.Table.from_pandas(table, schema=SCORE_SCHEMA, preserve_index=False), output)
