@@ -5,6 +5,7 @@ a hash of everything that determines the run, and goes once the run is done.
 """
 
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Hashable
@@ -30,6 +31,8 @@ from resurface.data.tables import read_domain_table
 from resurface.errors import ResurfaceError
 from resurface.models import check_blocks, decoder_blocks, load_model, load_tokenizer, set_seed
 from resurface.settings.training import TrainingSettings
+
+log = logging.getLogger("resurface")
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,8 @@ def train(trainer: Trainer, run: Run) -> pd.DataFrame:
     trainer.add_callback(StopAtNaN())
     trainer.remove_callback(PrinterCallback)
     last = find_last_checkpoint(run.resume_folder)
+    if last is not None:
+        log.info("going on after step %s of an interrupted run", last.name.removeprefix("checkpoint-"))
     run.resume_folder.parent.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(run.resume_folder):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
