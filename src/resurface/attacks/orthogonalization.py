@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from resurface.artifacts import publish_folder
 from resurface.attacks.target import Target
 from resurface.data.tables import read_domain_table, read_questions
+from resurface.errors import ResurfaceError
 from resurface.interventions import Directions, Variant, write_variants
 from resurface.models import (
     batch_rows,
@@ -151,7 +152,8 @@ def attack(target: Target, settings: OrthogonalizationSettings, part: str) -> No
     """Compute the directions of every reference and leave one variant per reference and set of blocks.
 
     Raises:
-        ResurfaceError: a block that the model does not have, or a broken checkpoint or table.
+        ResurfaceError: a block that the model does not have, questions shorter than what is skipped, or a broken
+            checkpoint or table.
     """
     set_seed(target.seed)
     tokenizer = load_tokenizer(target.model_folder)
@@ -180,6 +182,11 @@ def attack(target: Target, settings: OrthogonalizationSettings, part: str) -> No
     )
 
     skip, keep = settings.skip_tokens, max(settings.principal_tokens, settings.outlier_tokens)
+    longest = max(map(len, forget))
+    if skip >= longest:
+        raise ResurfaceError(
+            f"orthogonalization.skip_tokens: found {skip}, but the longest question has {longest} tokens; leave some of them"
+        )
     unlearned_forget = collect(unlearned, forget, skip, keep, batch_tokens)
     original_forget = collect(original, forget, skip, keep, batch_tokens)
     unlearned_benign = collect(unlearned, benign["input_ids"], 0, keep, batch_tokens)
