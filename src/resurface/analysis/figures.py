@@ -269,25 +269,28 @@ def _lens_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
 
 
 def tradeoff(summary: pd.DataFrame) -> alt.VConcatChart:
-    """Accuracy on the forget questions against general ability, a point per model and seed.
+    """Accuracy on the forget questions against general ability, a point per model; several seeds stand faintly around it.
 
     A line leads from each point to the accuracy under the model's strongest attack, at the same general ability.
     """
-    return _stack_domains(summary, _tradeoff_panel, "")
+    return _stack_domains(summary, _tradeoff_panel, seeds_note(summary))
 
 
 def _tradeoff_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
-    points = _tradeoff_points(summary, domain)
-    if points.empty:
+    by_seed = _tradeoff_points(summary, domain)
+    if by_seed.empty:
         return _placeholder("trade-off: no benchmark of general ability was run")
+    shares = ["general", "unattacked", "attacked"]
+    points = by_seed.groupby(["model", "attack"], sort=False)[shares].mean().reset_index()
+    repeated = by_seed[by_seed.groupby("model")["model"].transform("size") > 1]
     colours = {display_name(model): colour for model, colour in _model_colours(summary, domain).items()}
     labels = pd.concat(
         [
-            points.assign(y=points["unattacked"], text=points["name"]),
+            points.assign(y=points["unattacked"], text=points["model"]),
             points.assign(y=points["attacked"], text=points["attack"]).dropna(subset="y"),
         ]
     )[["model", "general", "y", "text"]]
-    left, right = points["general"].min() - 0.01, points["general"].max() + 0.01
+    left, right = by_seed["general"].min() - 0.01, by_seed["general"].max() + 0.01
     labels["y"] = _spread_labels(list(labels["general"] / (right - left)), list(labels["y"]))
     x = alt.X(
         "general:Q",
@@ -299,8 +302,12 @@ def _tradeoff_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     colour = alt.Color("model:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=None)
     before = alt.Chart(points).encode(x=x, y=_share("unattacked", y_title, y_domain), color=colour)
     after = alt.Chart(points).encode(x=x, y=_share("attacked", y_title, y_domain), color=colour)
+    one_before = alt.Chart(repeated).encode(x=x, y=_share("unattacked", y_title, y_domain), color=colour)
+    one_after = alt.Chart(repeated).encode(x=x, y=_share("attacked", y_title, y_domain), color=colour)
     text = alt.Chart(labels).encode(x=x, y=_share("y", y_title, y_domain), text="text:N")
     return alt.layer(
+        one_before.mark_point(filled=True, size=40, opacity=0.35),
+        one_after.mark_point(filled=True, size=40, opacity=0.35, shape="triangle-up"),
         before.mark_rule(strokeWidth=1.5).encode(y2="attacked"),
         text.mark_text(align="left", dx=8, fontSize=11, stroke="white", strokeWidth=4, strokeJoin="round"),
         before.mark_point(filled=True, size=80, opacity=1),
@@ -331,7 +338,6 @@ def _tradeoff_points(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
         points.append(
             {
                 "model": display_name(model),
-                "name": display_name(model) + (f", seed {seed}" if has_seed and seeds_note(summary) else ""),
                 "general": share,
                 "unattacked": own.loc[own["attack"] == "none", "accuracy"].mean(),
                 "attacked": own.loc[own["attack"] == attack, "accuracy"].mean(),

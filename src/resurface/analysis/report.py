@@ -59,8 +59,8 @@ CAPTIONS = {
     ),
     "tradeoff": (
         "Forgetting against general ability",
-        "Circles: without attack, a point per model and seed. Triangles: under the model's strongest attack, which is "
-        "chosen on validation. Good unlearning would be low, far to the right, and without a long line.",
+        "Circles: without attack. Triangles: under the model's strongest attack, which is chosen on validation. Faint "
+        "points are single seeds, if there are several. Good unlearning would be low, far to the right, and without a long line.",
         "",
     ),
 }
