@@ -47,6 +47,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: b
 def sum_logprobs(model: Any, samples: list[Sample], pad: int, over: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each sample summed over its answer (`answer`) or all its tokens (`sequence`), and token counts.
 
+    Only positions that count for some sample of the batch are unembedded.
+
     Returns:
         two tensors `[samples]`.
     """
@@ -59,9 +61,10 @@ def sum_logprobs(model: Any, samples: list[Sample], pad: int, over: str) -> tupl
         ],
         0,
     ).to(device)[:, 1:]
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-    logprobs = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-    return (logprobs * mask).sum(-1), mask.sum(-1)
+    kept = mask.any(0).nonzero()[:, 0]
+    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits.float()
+    logprobs = logits.log_softmax(-1).gather(-1, tokens[:, kept + 1, None])[..., 0]
+    return (logprobs * mask[:, kept]).sum(-1), mask.sum(-1)
 
 
 class NPOTrainer(PartsTrainer):
