@@ -187,15 +187,21 @@ def predict_letters(
     letters: list[str],
     batch_tokens: int,
 ) -> list[str]:
-    """The most probable letter after each plain prompt, the letters tokenized with their context as the harness does."""
+    """The most probable letter after each plain prompt, the letters tokenized with their context as the harness does.
+
+    Logits are computed in float32: in bfloat16 close letters tie, and ties go to the first.
+    """
     rows = tokenizer(prompts)["input_ids"]
     finals = [tokenizer(f"{prompts[0]} {letter}")["input_ids"][-1] for letter in letters]
+    head = model.get_output_embeddings()
+    weight = head.weight[finals].float()
+    bias = None if head.bias is None else head.bias[finals].float()
     answers = [""] * len(rows)
     for positions in batch_rows(rows, batch_tokens):
         batch = [rows[position] for position in positions]
         hidden = model.get_decoder()(pad_right(batch, 0).to(model.device), use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(batch)), torch.tensor([len(row) - 1 for row in batch])]
-        best = model.get_output_embeddings()(last)[:, finals].argmax(-1).tolist()
+        best = nn.functional.linear(last.float(), weight, bias).argmax(-1).tolist()
         for position, choice in zip(positions, best, strict=True):
             answers[position] = letters[choice]
     return answers
