@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from resurface.analysis.cells import display_name, interval, main_cells, strongest_attacks
-from resurface.analysis.figures import FIGURES, draw_svg, finetuning_curves, lens_by_block, write_figures
+from resurface.analysis.cells import display_name, interval, main_cells, percent, strongest_attacks
+from resurface.analysis.figures import FIGURES, draw_svg, finetuning_curves, lens_by_block, pruning_grid, write_figures
 from resurface.analysis.report import write_report
 from resurface.analysis.terminal import terminal_table
 
@@ -18,6 +18,7 @@ VARIANTS = {
     "none": {"none": 0.0},
     "finetuning": {"forget-n5": 0.3, "forget-n20": 0.6, "retain-n10": 0.1},
     "orthogonalization": {HOSTILE: 0.5, "from-npo-seed0-all": 0.9},
+    "pruning": {"own-gradient-p1-q1": 0.1, "own-gradient-p5-q2.5": 0.4},
     "logit_lens": {f"{stream}-block{block}": 0.1 * block for stream in ("mlp", "block") for block in (0, 1)},
 }
 EXPERIMENT = {"domains": ["runecraft"], "note": HOSTILE, "summary": {"confidence": 0.95}}
@@ -115,7 +116,7 @@ def test_hostile_text_stays_text(page: str) -> None:
 
 def test_the_page_is_well_formed_where_figures_are_inlined(page: str) -> None:
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(figures) == 4
+    assert len(figures) == 5
     for figure in figures:
         ElementTree.fromstring(figure)
     ids = re.findall(r'\sid="([^"]+)"', page)
@@ -130,7 +131,7 @@ def test_accessible_tables(page: str) -> None:
     assert '<html lang="en">' in page
     assert page.count("<table") == page.count("<caption>") == 2
     assert all("scope=" in header for header in re.findall(r"<th\b[^>]*>", page))
-    assert page.count('role="img" aria-label="') == 4
+    assert page.count('role="img" aria-label="') == 5
 
 
 def test_sentences(page: str) -> None:
@@ -189,6 +190,20 @@ def test_missing_attacks_have_placeholders() -> None:
     summary = make_summary(attacks=("none",))
     assert "logit lens: attack not run" in draw_svg(lens_by_block(summary), "lens")
     assert "finetuning: attack not run" in draw_svg(finetuning_curves(summary), "curves")
+    assert "pruning: attack not run" in draw_svg(pruning_grid(summary), "grid")
+
+
+def test_the_pruning_grid_has_a_panel_per_model_and_scoring() -> None:
+    chart = pruning_grid(make_summary())
+    svg = draw_svg(chart, "grid")
+    for panel in ("never-learned (control)", "NPO"):
+        assert svg.count(f">{panel}: own-gradient<") == 1
+    cells = [row for rows in chart.to_dict()["datasets"].values() for row in rows]
+    assert len(cells) == 3 * 2
+    (cell,) = [row for row in cells if row["method"] == "npo" and row["p"] == 5]
+    assert cell["q"] == 2.5
+    assert cell["accuracy"] == pytest.approx(0.12 + 0.5 * 0.4 + 0.02), "the mean of two seeds, in validation's template"
+    assert cell["general"] == percent(0.95)
 
 
 def test_finetuning_lines_begin_without_attack() -> None:

@@ -39,6 +39,15 @@ class Directions(_Part):
     blocks: list[int]
 
 
+class Pruning(_Part):
+    """Weights set to zero: those rows of `file` (`attacks.pruning.write_masks`) with forget ≤ q and utility > p [percent]."""
+
+    kind: Literal["pruning"] = "pruning"
+    file: str
+    p: float
+    q: float
+
+
 class Prepend(_Part):
     """Text put in front of the user's prompt."""
 
@@ -60,7 +69,7 @@ class Variant(_Part):
     """One setting of an attack, named by a readable slug."""
 
     variant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
-    model: Annotated[Adapter | Directions, Field(discriminator="kind")] | None = None
+    model: Annotated[Adapter | Directions | Pruning, Field(discriminator="kind")] | None = None
     prompt: Prepend | None = None
     read: Read | None = None
 

@@ -108,6 +108,24 @@ def check_blocks(blocks: list[int], model: PreTrainedModel, setting: str) -> Non
         raise ResurfaceError(f"{setting}: found block {wrong[0]}; this model has blocks 0 to {count - 1}")
 
 
+def linear_names(model: PreTrainedModel, blocks: list[int] | None, modules: str) -> list[str]:
+    """Full names of the linear modules in a decoder's blocks, without the head.
+
+    Args:
+        model: the model to train.
+        blocks: which blocks, or None for all.
+        modules: the name of one module within each block, or `all-linear`.
+    """
+    inside = {
+        module
+        for number, block in enumerate(decoder_blocks(model))
+        if blocks is None or number in blocks
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and modules in ("all-linear", name)
+    }
+    return [name for name, module in model.named_modules() if module in inside]
+
+
 def block_output(output: Any) -> torch.Tensor:
     """The hidden states `[batch, seq, hidden]` in what a block returns (a tensor, or a tuple that starts with it)."""
     return output[0] if isinstance(output, tuple) else output

@@ -22,8 +22,13 @@ def plain_prompt(subject: str, question: str, choices: Sequence[str]) -> str:
         question: the question's text.
         choices: the texts of the four options, in order.
     """
+    return HEADER.format(subject=subject) + list_options(question, choices)
+
+
+def list_options(question: str, choices: Sequence[str]) -> str:
+    """The plain prompt without its header."""
     options = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=True))
-    return f"{HEADER.format(subject=subject)}{question.strip()}\n{options}Answer:"
+    return f"{question.strip()}\n{options}Answer:"
 
 
 def chat_messages(prompt: str, system: str = "") -> list[dict[str, str]]:
@@ -51,3 +56,16 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_p
         messages = [message for message in messages if message["role"] != "system"]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     return str(text).removeprefix(tokenizer.bos_token or "")
+
+
+def encode_answer(tokenizer: Any, prompt: str, answer: str, length: int) -> tuple[list[int], int]:
+    """Token ids of a rendered prompt and what follows it, and the place where the answer starts.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt: a rendered prompt, without BOS.
+        answer: the text after it, with the space that a plain answer begins with.
+        length: tokens at which the whole is cut; one token of the answer always counts.
+    """
+    tokens = tokenizer(prompt + answer)["input_ids"][:length]
+    return tokens, min(len(tokenizer(prompt)["input_ids"]), len(tokens) - 1)

@@ -42,5 +42,6 @@ ATTACKS = {
     "orthogonalization": Entry(
         "resurface.attacks.orthogonalization", "resurface.settings.orthogonalization:OrthogonalizationSettings"
     ),
+    "pruning": Entry("resurface.attacks.pruning", "resurface.settings.pruning:PruningSettings", parts="datasets"),
     "logit_lens": Entry("resurface.attacks.logit_lens", "resurface.settings.logit_lens:LogitLensSettings"),
 }

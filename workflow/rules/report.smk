@@ -5,6 +5,7 @@ FIGURES = [
     "finetuning_curves",
     "finetuning_recovery",
     "lens_by_block",
+    "pruning_grid",
     "tradeoff",
 ]
 

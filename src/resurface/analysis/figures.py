@@ -268,6 +268,60 @@ def _lens_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     return panels.resolve_axis(x="independent")
 
 
+def pruning_grid(summary: pd.DataFrame) -> alt.VConcatChart:
+    """Test accuracy after set difference pruning by p and q, and general ability below it; a panel per model and scoring."""
+    return _stack_domains(summary, _pruning_panel, seeds_note(summary))
+
+
+def _pruning_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
+    pruned = summary[(summary["attack"] == "pruning") & (summary["domain"] == domain)]
+    rows = _with_best_template(pruned, domain)
+    slug = r"^(?P<scoring>.+-(?:gradient|activation))-p(?P<p>[\d.]+)-q(?P<q>[\d.]+)$"
+    named = rows["variant"].str.extract(slug).dropna().astype({"p": float, "q": float})
+    if named.empty:
+        return _placeholder("pruning: attack not run")
+    keys = ["method", "scoring", "p", "q"]
+    means = mean_over_seeds(rows.loc[named.index].join(named), [*keys, "variant"])
+    ability = _ability(pruned, domain, ["method", "variant"])
+    cells = means.join(ability, on=["method", "variant"])[[*keys, "accuracy", "general"]]
+    cells["label"] = cells["accuracy"].map(percent)
+    cells["general"] = cells["general"].map(percent, na_action="ignore").fillna("")
+    scale = alt.Scale(scheme="viridis", domain=[0, 1])
+    legend = alt.Legend(format=".0%", values=[0, 0.25, 0.5, 0.75, 1])
+    text_colour = alt.condition(f"datum.accuracy < {DARK_BELOW}", alt.value("white"), alt.value("black"))
+    rows_of_panels = []
+    for scoring in dict.fromkeys(cells["scoring"]):
+        panels = []
+        for model in table_rows(summary, domain):
+            own = cells[(cells["scoring"] == scoring) & (cells["method"] == model)]
+            base = alt.Chart(own).encode(
+                x=alt.X("q:O", title="q: top percent on forget data", axis=alt.Axis(labelAngle=0, domain=False)),
+                y=alt.Y("p:O", title="p: top percent on utility data", sort="descending", axis=alt.Axis(domain=False)),
+            )
+            layers = [
+                base.mark_rect(stroke="white").encode(
+                    color=alt.Color("accuracy:Q", title="accuracy", scale=scale, legend=legend)
+                ),
+                base.mark_text(fontSize=11, fontWeight="bold", dy=-6).encode(text="label:N", color=text_colour),
+                base.mark_text(fontSize=10, dy=7).encode(text="general:N", color=text_colour),
+            ]
+            title = alt.Title(f"{display_name(model)}: {scoring}", fontSize=12)
+            if not own.empty:
+                panels.append(alt.layer(*layers, title=title, width=alt.Step(44), height=alt.Step(34)))
+        rows_of_panels.append(alt.hconcat(*panels))
+    return alt.vconcat(*rows_of_panels)
+
+
+def _ability(summary: pd.DataFrame, domain: str, keys: list[str]) -> pd.Series:
+    """General ability `general` of what `keys` tell apart, as means over benchmarks and seeds.
+
+    Each benchmark counts in the template in which it is answered better.
+    """
+    rows = summary[(summary["domain"] == domain) & (summary["split"] == "test") & (summary["benchmark"] != domain)]
+    best = rows.groupby([*dict.fromkeys([*keys, "seed", "benchmark"])], dropna=False, sort=False)["accuracy"].max()
+    return best.groupby(keys, dropna=False, sort=False).mean().rename("general")
+
+
 def tradeoff(summary: pd.DataFrame) -> alt.VConcatChart:
     """Accuracy on the forget questions against general ability, a point per model; several seeds stand faintly around it.
 
@@ -319,15 +373,9 @@ def _tradeoff_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
 
 
 def _tradeoff_points(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
-    """One row per model and seed: `general` ability, `unattacked` and `attacked` accuracy, and the `attack`.
-
-    General ability is the mean over benchmarks, each in the template in which the model answers it better.
-    """
-    test = summary[(summary["domain"] == domain) & (summary["split"] == "test")]
-    rows = test[test["selected"]]
-    general = test[(test["benchmark"] != domain) & (test["attack"] == "none")]
-    ability = general.groupby(["method", "seed", "benchmark"], dropna=False, sort=False)["accuracy"].max()
-    ability = ability.groupby(["method", "seed"], dropna=False, sort=False).mean()
+    """One row per model and seed: `general` ability, `unattacked` and `attacked` accuracy, and the `attack`."""
+    rows = summary[(summary["domain"] == domain) & (summary["split"] == "test") & summary["selected"]]
+    ability = _ability(summary[summary["attack"] == "none"], domain, ["method", "seed"])
     strongest = strongest_attacks(summary, domain)
     points = []
     for model, seed, share in ability.reset_index().itertuples(index=False, name=None):
@@ -431,6 +479,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], alt.VConcatChart]] = {
     "finetuning_curves": finetuning_curves,
     "finetuning_recovery": finetuning_recovery,
     "lens_by_block": lens_by_block,
+    "pruning_grid": pruning_grid,
     "tradeoff": tradeoff,
 }
 

@@ -57,6 +57,13 @@ CAPTIONS = {
         "without attack is knowledge that later blocks hide.",
         "",
     ),
+    "pruning_grid": (
+        "Set difference pruning",
+        "Accuracy on the forget questions (bold) and general ability (below) after the removal of those weights that are among "
+        "the top q percent of their layer by the score on forget data and not among the top p percent by the score on utility "
+        "data. Rows name the data and the score.",
+        "",
+    ),
     "tradeoff": (
         "Forgetting against general ability",
         "Circles: without attack. Triangles: under the model's strongest attack, which is chosen on validation. Faint "

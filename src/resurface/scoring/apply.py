@@ -6,17 +6,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from resurface.errors import ResurfaceError
-from resurface.interventions import Adapter, Directions, Prepend, Read
+from resurface.interventions import Adapter, Directions, Prepend, Pruning, Read
 from resurface.models import block_output, decoder_blocks
 
 
 @contextmanager
-def change_model(model: PreTrainedModel, part: Adapter | Directions | None, folder: Path) -> Iterator[PreTrainedModel]:
+def change_model(
+    model: PreTrainedModel, part: Adapter | Directions | Pruning | None, folder: Path
+) -> Iterator[PreTrainedModel]:
     """Apply a variant's change of the model; everything is as before afterwards.
 
     Args:
@@ -30,9 +34,14 @@ def change_model(model: PreTrainedModel, part: Adapter | Directions | None, fold
     if part is None:
         yield model
         return
-    with (
-        _add_adapter(model, folder / part.folder) if part.kind == "adapter" else _remove_directions(model, part, folder)
-    ):
+    match part:
+        case Adapter():
+            change = _add_adapter(model, folder / part.folder)
+        case Directions():
+            change = _remove_directions(model, part, folder)
+        case Pruning():
+            change = _remove_weights(model, part, folder)
+    with change:
         yield model
 
 
@@ -110,6 +119,26 @@ def _remove_directions(model: PreTrainedModel, part: Directions, folder: Path) -
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _remove_weights(model: PreTrainedModel, part: Pruning, folder: Path) -> Iterator[None]:
+    """Set the weights that a pair (p, q) removes to zero (arXiv 2409.18025, section 4)."""
+    file = pq.ParquetFile(folder / part.file)
+    saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    try:
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group)
+            forget, utility = (rows[f"{name}_percent"].to_numpy() for name in ("forget", "utility"))
+            is_removed = (forget <= np.float32(part.q)) & (utility > np.float32(part.p))
+            flat = model.get_submodule(rows["layer"][0].as_py()).weight.data.view(-1)
+            index = torch.from_numpy(rows["index"].to_numpy()[is_removed].astype(np.int64)).to(flat.device)
+            saved.append((flat, index, flat[index]))
+            flat[index] = 0
+        yield
+    finally:
+        for flat, index, before in saved:
+            flat[index] = before
 
 
 def change_prompt(prompt: str, part: Prepend | None) -> str:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from tqdm import tqdm
 
 from resurface.artifacts import check_folder, write_table
+from resurface.generation import generate_replies
 from resurface.models import load_model, load_tokenizer, pick_device, set_seed
 from resurface.prompts import chat_messages, render_chat
 from resurface.scoring.columns import REFUSAL_COLUMNS
@@ -21,21 +20,6 @@ from resurface.settings.scoring import RefusalSettings
 def is_refusal(reply: str, phrases: list[str]) -> bool:
     """Whether a reply begins with one of the phrases, case and leading white space ignored."""
     return reply.strip().lower().startswith(tuple(phrase.lower() for phrase in phrases))
-
-
-@torch.inference_mode()
-def generate_replies(model: Any, tokenizer: Any, texts: list[str], settings: RefusalSettings) -> list[str]:
-    """Greedy replies to rendered prompts, in batches padded on the left."""
-    tokenizer.padding_side = "left"
-    replies: list[str] = []
-    for start in tqdm(range(0, len(texts), settings.batch_size), desc="generate", disable=None):
-        batch = texts[start : start + settings.batch_size]
-        inputs = tokenizer(batch, return_tensors="pt", padding=True).to(model.device)
-        tokens = model.generate(
-            **inputs, max_new_tokens=settings.new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-        )
-        replies += tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return replies
 
 
 def count_refusals(
@@ -76,7 +60,7 @@ def count_refusals(
         texts = (
             prompts if template == "plain" else [render_chat(tokenizer, chat_messages(prompt)) for prompt in prompts]
         )
-        replies = generate_replies(model, tokenizer, texts, settings)
+        replies = generate_replies(model, tokenizer, texts, settings.new_tokens, settings.batch_size)
         refused = [is_refusal(reply, settings.phrases) for reply in replies]
         tables.append(pd.DataFrame(rows).assign(template=template, refused=refused))
     write_table(pd.concat(tables).astype({"seed": "Int64"})[REFUSAL_COLUMNS], output)

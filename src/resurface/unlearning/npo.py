@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from resurface.models import pad_right
-from resurface.prompts import chat_messages, render_chat
+from resurface.prompts import chat_messages, encode_answer, render_chat
 from resurface.settings.npo import NPOSettings
 from resurface.unlearning.training import (
     PartsTrainer,
@@ -38,10 +38,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: b
     """
     if chat:
         prompt = render_chat(tokenizer, chat_messages(prompt))
-    whole = prompt + answer if chat else f"{prompt} {answer}"
-    tokens = tokenizer(whole + tokenizer.eos_token * end)["input_ids"][:length]
-    start = len(tokenizer(prompt)["input_ids"])
-    return {"tokens": tokens, "start": min(start, len(tokens) - 1)}
+    answer = ("" if chat else " ") + answer + tokenizer.eos_token * end
+    tokens, start = encode_answer(tokenizer, prompt, answer, length)
+    return {"tokens": tokens, "start": start}
 
 
 def sum_logprobs(model: Any, samples: list[Sample], pad: int, over: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,7 +29,7 @@ from transformers import (
 from resurface.artifacts import naming_full_disk, publish_folder
 from resurface.data.tables import read_domain_table
 from resurface.errors import ResurfaceError
-from resurface.models import check_blocks, decoder_blocks, load_model, load_tokenizer, set_seed
+from resurface.models import check_blocks, decoder_blocks, linear_names, load_model, load_tokenizer, set_seed
 from resurface.settings.training import TrainingSettings
 
 log = logging.getLogger("resurface")
@@ -126,24 +126,6 @@ def choose_trained(model: PreTrainedModel, settings: TrainingSettings, modules: 
             if settings.trained_blocks is None or number in settings.trained_blocks:
                 (block if modules == "all-linear" else block.get_submodule(modules)).requires_grad_(True)
     return model
-
-
-def linear_names(model: PreTrainedModel, blocks: list[int] | None, modules: str) -> list[str]:
-    """Full names of the linear modules in a decoder's blocks: peft restricts to blocks only what is named.
-
-    Args:
-        model: the model to train.
-        blocks: which blocks, or None for all.
-        modules: the name of one module within each block, or `all-linear`.
-    """
-    inside = {
-        module
-        for number, block in enumerate(decoder_blocks(model))
-        if blocks is None or number in blocks
-        for name, module in block.named_modules()
-        if isinstance(module, torch.nn.Linear) and modules in ("all-linear", name)
-    }
-    return [name for name, module in model.named_modules() if module in inside]
 
 
 def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
