@@ -31,7 +31,14 @@ def changed(path: str, value):
 def test_the_default_configuration_is_valid():
     experiment = validate_config(CONFIG, "config.yaml")
     assert experiment.method_names == ["rmu", "npo", "dpo"]
-    assert experiment.attack_names == ["none", "finetuning", "orthogonalization", "pruning", "logit_lens"]
+    assert experiment.attack_names == [
+        "none",
+        "finetuning",
+        "orthogonalization",
+        "pruning",
+        "perturbation",
+        "logit_lens",
+    ]
 
 
 @pytest.mark.parametrize(

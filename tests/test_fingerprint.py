@@ -40,6 +40,7 @@ def test_closure_of_a_method(name):
         ("logit_lens", set()),
         ("finetuning", MODEL | DATA),
         ("orthogonalization", MODEL | DATA),
+        ("perturbation", MODEL | DATA),
         ("pruning", MODEL | DATA | {"resurface.generation"}),
     ],
 )

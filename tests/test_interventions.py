@@ -16,7 +16,7 @@ from resurface.interventions import (
     write_variants,
 )
 from resurface.models import decoder_blocks, load_model
-from resurface.scoring.apply import change_model, change_prompt, record_streams
+from resurface.scoring.apply import change_model, prompt_changer, record_streams
 
 TOKENS = torch.tensor([[0, 50, 60, 70, 80, 90, 100]])
 
@@ -97,7 +97,7 @@ def test_variants_survive_writing_and_bad_ones_are_named(tmp_path):
     ]
     write_variants(tmp_path, variants)
     assert read_variants(tmp_path) == variants
-    assert change_prompt("Q", variants[1].prompt) == '"quotes"\nQ'
+    assert prompt_changer(variants[1].prompt, tmp_path)("Q") == '"quotes"\nQ'
     (tmp_path / "variants.json").write_text('[{"variant": "../up"}]')
     with pytest.raises(ResurfaceError, match=r"variants\.json"):
         read_variants(tmp_path)

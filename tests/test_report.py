@@ -8,7 +8,15 @@ import pytest
 from rich.console import Console
 
 from resurface.analysis.cells import display_name, interval, main_cells, percent, strongest_attacks
-from resurface.analysis.figures import FIGURES, draw_svg, finetuning_curves, lens_by_block, pruning_grid, write_figures
+from resurface.analysis.figures import (
+    FIGURES,
+    draw_svg,
+    finetuning_curves,
+    lens_by_block,
+    perturbations,
+    pruning_grid,
+    write_figures,
+)
 from resurface.analysis.report import write_report
 from resurface.analysis.terminal import terminal_table
 
@@ -19,6 +27,7 @@ VARIANTS = {
     "finetuning": {"forget-n5": 0.3, "forget-n20": 0.6, "retain-n10": 0.1},
     "orthogonalization": {HOSTILE: 0.5, "from-npo-seed0-all": 0.9},
     "pruning": {"own-gradient-p1-q1": 0.1, "own-gradient-p5-q2.5": 0.4},
+    "perturbation": {"naive-every7-tilde": 0.2, "informed-text0.3-prompt0.3": 0.3},
     "logit_lens": {f"{stream}-block{block}": 0.1 * block for stream in ("mlp", "block") for block in (0, 1)},
 }
 EXPERIMENT = {"domains": ["runecraft"], "note": HOSTILE, "summary": {"confidence": 0.95}}
@@ -116,7 +125,7 @@ def test_hostile_text_stays_text(page: str) -> None:
 
 def test_the_page_is_well_formed_where_figures_are_inlined(page: str) -> None:
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(figures) == 5
+    assert len(figures) == 6
     for figure in figures:
         ElementTree.fromstring(figure)
     ids = re.findall(r'\sid="([^"]+)"', page)
@@ -131,7 +140,7 @@ def test_accessible_tables(page: str) -> None:
     assert '<html lang="en">' in page
     assert page.count("<table") == page.count("<caption>") == 2
     assert all("scope=" in header for header in re.findall(r"<th\b[^>]*>", page))
-    assert page.count('role="img" aria-label="') == 5
+    assert page.count('role="img" aria-label="') == 6
 
 
 def test_sentences(page: str) -> None:
@@ -191,6 +200,7 @@ def test_missing_attacks_have_placeholders() -> None:
     assert "logit lens: attack not run" in draw_svg(lens_by_block(summary), "lens")
     assert "finetuning: attack not run" in draw_svg(finetuning_curves(summary), "curves")
     assert "pruning: attack not run" in draw_svg(pruning_grid(summary), "grid")
+    assert "perturbation: attack not run" in draw_svg(perturbations(summary), "ways")
 
 
 def test_the_pruning_grid_has_a_panel_per_model_and_scoring() -> None:

@@ -55,6 +55,14 @@ class Prepend(_Part):
     text: str
 
 
+class Rewrite(_Part):
+    """Prompts looked up in a table: rows of `file` whose `variant` is `name`, from `prompt` to `rewritten`; others stay."""
+
+    kind: Literal["rewrite"] = "rewrite"
+    file: str
+    name: str
+
+
 class Read(_Part):
     """Read the answer by unembedding one stream of a block (final norm, then lm_head) instead of the model's output.
 
@@ -70,7 +78,7 @@ class Variant(_Part):
 
     variant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
     model: Annotated[Adapter | Directions | Pruning, Field(discriminator="kind")] | None = None
-    prompt: Prepend | None = None
+    prompt: Annotated[Prepend | Rewrite, Field(discriminator="kind")] | None = None
     read: Read | None = None
 
 

@@ -43,5 +43,6 @@ ATTACKS = {
         "resurface.attacks.orthogonalization", "resurface.settings.orthogonalization:OrthogonalizationSettings"
     ),
     "pruning": Entry("resurface.attacks.pruning", "resurface.settings.pruning:PruningSettings", parts="datasets"),
+    "perturbation": Entry("resurface.attacks.perturbation", "resurface.settings.perturbation:PerturbationSettings"),
     "logit_lens": Entry("resurface.attacks.logit_lens", "resurface.settings.logit_lens:LogitLensSettings"),
 }

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from conftest import DOMAIN, ROOT, make_project, snakemake
 
+from resurface.analysis.figures import FIGURES
+
 pytestmark = pytest.mark.slow
 
 # Hiding a domain costs general ability on the bundled checkpoints: the letter circuit of so small a model is fragile.
@@ -19,13 +21,13 @@ SEEDS = [0, 1, 2]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The default experiment over three seeds, with finetuning and orthogonalization cut to a few variants, unpruned."""
+    """The default experiment over three seeds, with finetuning and orthogonalization cut to a few variants, pruning and perturbation left out."""
     project = make_project(tmp_path_factory.mktemp("science") / "resurface")
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["seeds"] = SEEDS
     config["attacks"]["finetuning"]["datasets"] = {"forget": [20]}
     config["attacks"]["orthogonalization"] |= {"references": ["original", "benign"], "block_sets": {"0to2": [0, 1, 2]}}
-    del config["attacks"]["pruning"]
+    del config["attacks"]["pruning"], config["attacks"]["perturbation"]
     (project / "config.yaml").write_text(yaml.safe_dump(config))
     run = snakemake(project, check=False)
     assert run.returncode == 0, run.stdout[-5000:]
@@ -154,14 +156,7 @@ def test_attacks_teach_the_control_nothing(summary, scores, attack):
 def test_the_reports_are_there(results):
     page = (results / "report.html").read_text()
     assert "never learned" in page or "never_learned" in page
-    for figure in [
-        "main_table",
-        "finetuning_curves",
-        "finetuning_recovery",
-        "lens_by_block",
-        "pruning_grid",
-        "tradeoff",
-    ]:
+    for figure in FIGURES:
         assert (results / "figures" / f"{figure}.svg").stat().st_size > 1000
         assert (results / "figures" / f"{figure}.png").stat().st_size > 1000
 

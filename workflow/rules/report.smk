@@ -6,6 +6,7 @@ FIGURES = [
     "finetuning_recovery",
     "lens_by_block",
     "pruning_grid",
+    "perturbations",
     "tradeoff",
 ]
 

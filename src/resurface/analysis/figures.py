@@ -312,6 +312,36 @@ def _pruning_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     return alt.vconcat(*rows_of_panels)
 
 
+def perturbations(summary: pd.DataFrame) -> alt.VConcatChart:
+    """Test accuracy under each way of perturbing the questions, ways × models."""
+    return _stack_domains(summary, _perturbations_panel, seeds_note(summary))
+
+
+def _perturbations_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
+    rows = _with_best_template(summary[summary["attack"] == "perturbation"], domain)
+    if rows.empty:
+        return _placeholder("perturbation: attack not run")
+    cells = mean_over_seeds(rows, ["method", "variant"])[["method", "variant", "accuracy"]]
+    cells["model"] = cells["method"].map(display_name)
+    cells["label"] = cells["accuracy"].map(percent)
+    models = [display_name(model) for model in table_rows(summary, domain) if model in set(cells["method"])]
+    base = alt.Chart(cells).encode(
+        x=alt.X("model:N", sort=models, title=None, axis=alt.Axis(orient="top", labelAngle=0, domain=False)),
+        y=alt.Y("variant:N", sort=None, title=None, axis=alt.Axis(labelLimit=260, domain=False)),
+    )
+    scale = alt.Scale(scheme="viridis", domain=[0, 1])
+    legend = alt.Legend(format=".0%", values=[0, 0.25, 0.5, 0.75, 1])
+    text_colour = alt.condition(f"datum.accuracy < {DARK_BELOW}", alt.value("white"), alt.value("black"))
+    return alt.layer(
+        base.mark_rect(stroke="white").encode(
+            color=alt.Color("accuracy:Q", title="accuracy", scale=scale, legend=legend)
+        ),
+        base.mark_text(fontSize=12, fontWeight="bold").encode(text="label:N", color=text_colour),
+        width=alt.Step(150),
+        height=alt.Step(26),
+    )
+
+
 def _ability(summary: pd.DataFrame, domain: str, keys: list[str]) -> pd.Series:
     """General ability `general` of what `keys` tell apart, as means over benchmarks and seeds.
 
@@ -480,6 +510,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], alt.VConcatChart]] = {
     "finetuning_recovery": finetuning_recovery,
     "lens_by_block": lens_by_block,
     "pruning_grid": pruning_grid,
+    "perturbations": perturbations,
     "tradeoff": tradeoff,
 }
 

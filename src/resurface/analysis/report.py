@@ -64,6 +64,12 @@ CAPTIONS = {
         "data. Rows name the data and the score.",
         "",
     ),
+    "perturbations": (
+        "Perturbed questions",
+        "Accuracy on the forget questions with spelling noise in them, in the template that is better on validation. Naive "
+        "noise is the same for every model; informed noise was found on the model itself.",
+        "",
+    ),
     "tradeoff": (
         "Forgetting against general ability",
         "Circles: without attack. Triangles: under the model's strongest attack, which is chosen on validation. Faint "

@@ -1,7 +1,7 @@
 """Puts interventions into effect for the length of a context; afterwards the model is as it was, to the bit."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from resurface.errors import ResurfaceError
-from resurface.interventions import Adapter, Directions, Prepend, Pruning, Read
+from resurface.interventions import Adapter, Directions, Prepend, Pruning, Read, Rewrite
 from resurface.models import block_output, decoder_blocks
 
 
@@ -141,9 +141,24 @@ def _remove_weights(model: PreTrainedModel, part: Pruning, folder: Path) -> Iter
             flat[index] = before
 
 
-def change_prompt(prompt: str, part: Prepend | None) -> str:
-    """The prompt that the model gets instead of `prompt`, before any chat template."""
-    return prompt if part is None else part.text + prompt
+def prompt_changer(part: Prepend | Rewrite | None, folder: Path) -> Callable[[str], str]:
+    """What turns a prompt into the one that the model gets instead, before any chat template.
+
+    Args:
+        part: the change of the prompt, None for nothing.
+        folder: the attack's folder, which file names are relative to.
+    """
+    match part:
+        case None:
+            return str
+        case Prepend():
+            return part.text.__add__
+        case Rewrite():
+            rows = pq.read_table(
+                folder / part.file, columns=["prompt", "rewritten"], filters=[("variant", "=", part.name)]
+            )
+            known = dict(zip(*(rows[name].to_pylist() for name in ("prompt", "rewritten")), strict=True))
+            return lambda prompt: known.get(prompt, prompt)
 
 
 @contextmanager

@@ -24,10 +24,10 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from resurface.errors import ResurfaceError
-from resurface.interventions import Prepend, Read, Variant, read_variants
+from resurface.interventions import Prepend, Read, Rewrite, Variant, read_variants
 from resurface.models import batch_rows, load_model, load_tokenizer, pad_right, pick_device
 from resurface.prompts import chat_messages, render_chat
-from resurface.scoring.apply import change_model, change_prompt, record_streams
+from resurface.scoring.apply import change_model, prompt_changer, record_streams
 
 LogLikelihood = tuple[float, bool]
 
@@ -125,13 +125,14 @@ class ResurfaceLM(HFLM):
         """Encode requests as the harness does, under a variant's change of the prompt, and merge them into rows."""
         rows: list[Row] = []
         encoded = []
+        change = prompt_changer(variant.prompt, self.folder)
         for position, request in enumerate(requests):
             context, continuation = request.args
             messages = self._messages.get(context)
             if messages is None:
-                context = change_prompt(context, variant.prompt)
+                context = change(context)
             elif variant.prompt is not None:
-                user = {"role": "user", "content": change_prompt(messages[-1]["content"], variant.prompt)}
+                user = {"role": "user", "content": change(messages[-1]["content"])}
                 context = render_chat(self.tokenizer, [*messages[:-1], user])
             prompt, answer = self._encode_pair(context or self.tokenizer.eos_token, continuation)
             tokens = tuple((prompt + answer)[-(self.max_length + 1) :])
@@ -250,8 +251,8 @@ def answer_variants(
         (variant's name, name of the list) → one answer per request.
     """
     answers: dict[tuple[str, str], list[LogLikelihood]] = {}
-    rows: dict[tuple[str, Prepend | None], list[Row]] = {}
-    passes: dict[tuple[str | None, Prepend | None], list[Variant]] = {}
+    rows: dict[tuple[str, Prepend | Rewrite | None], list[Row]] = {}
+    passes: dict[tuple[str | None, Prepend | Rewrite | None], list[Variant]] = {}
     for variant in variants:
         change = variant.model.model_dump_json() if variant.model else None
         passes.setdefault((change, variant.prompt), []).append(variant)
