@@ -100,14 +100,33 @@ def make_refusals() -> pd.DataFrame:
     )
 
 
-def render(summary: pd.DataFrame, output: Path, refusals: pd.DataFrame | None = None) -> str:
-    write_report(summary, refusals, EXPERIMENT, output)
+def make_perplexity() -> pd.DataFrame:
+    """Replies of 10 tokens at 0.5 nats each and of 30 at 1 nat each; the attacked model's are read as empty."""
+    rows = [
+        {"seed": seed, "template": template, "variant": variant, "text": text, "tokens": tokens, "nats": nats}
+        for seed in (0, 1)
+        for template, drift in (("plain", 0.0), ("chat", 9.0))
+        for variant in VARIANTS["perturbation"]
+        for text in ("original", "unlearned", "attacked", "unlearned_text", "attacked_text")
+        for tokens, nats in ([(0, 0.0)] if text == "attacked_text" else [(10, 5.0 + drift), (30, 30.0)])
+    ]
+    table = pd.DataFrame(rows).assign(domain="runecraft", method="npo", attack="perturbation", question_id="a")
+    return table.astype({"seed": "Int64"})
+
+
+def render(
+    summary: pd.DataFrame,
+    output: Path,
+    refusals: pd.DataFrame | None = None,
+    perplexity: pd.DataFrame | None = None,
+) -> str:
+    write_report(summary, refusals, perplexity, EXPERIMENT, output)
     return output.read_text(encoding="utf-8").replace("\u00a0", " ")
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return render(make_summary(), tmp_path_factory.mktemp("report") / "report.html", make_refusals())
+    return render(make_summary(), tmp_path_factory.mktemp("report") / "report.html", make_refusals(), make_perplexity())
 
 
 def test_nothing_is_loaded(page: str) -> None:
@@ -133,12 +152,12 @@ def test_the_page_is_well_formed_where_figures_are_inlined(page: str) -> None:
 
 
 def test_same_input_same_bytes(page: str, tmp_path: Path) -> None:
-    assert render(make_summary(), tmp_path / "again.html", make_refusals()) == page
+    assert render(make_summary(), tmp_path / "again.html", make_refusals(), make_perplexity()) == page
 
 
 def test_accessible_tables(page: str) -> None:
     assert '<html lang="en">' in page
-    assert page.count("<table") == page.count("<caption>") == 2
+    assert page.count("<table") == page.count("<caption>") == 3
     assert all("scope=" in header for header in re.findall(r"<th\b[^>]*>", page))
     assert page.count('role="img" aria-label="') == 6
 
@@ -159,6 +178,13 @@ def test_best_on_test_and_seeds_in_small_print(page: str) -> None:
 def test_refusals(page: str) -> None:
     assert "refused, chat" in page
     assert "<td>75 %<small>seeds 50–100</small></td>" in page
+
+
+def test_perplexity_pools_tokens_of_the_selected_variant(page: str) -> None:
+    assert "<td>perturbation<small>informed-text0.3-prompt0.3, plain</small></td>" in page
+    cells = re.search(r"prompt0\.3, plain</small></td>\s*((?:<td>[^<]*</td>\s*)+)", page)
+    assert cells is not None
+    assert re.findall(r"<td>([^<]*)</td>", cells[1]) == ["2.4"] * 4 + ["–"], "exp(35 / 40), and no text at all"
 
 
 def test_without_control_lens_and_refusals(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_rmu_retain_loss_has_a_gradient(model):
 def test_npo_log_probabilities_equal_a_loop(model, over):
     samples = [{"tokens": [0, 9, 8, 7, 6], "start": 3}, {"tokens": [0, 5, 4], "start": 1}]
     with torch.no_grad():
-        found, counts = npo.sum_logprobs(model, samples, 1, over)
+        found, counts = npo.score_samples(model, samples, 1, over)
         for sample, value, count in zip(samples, found, counts, strict=True):
             first = sample["start"] if over == "answer" else 1
             logprobs = model(input_ids=torch.tensor([sample["tokens"]])).logits[0].double().log_softmax(-1)
@@ -100,7 +100,7 @@ def test_npo_loss_at_the_reference_and_its_gradient(model):
     """At π = π_ref the forget loss is (2/β) log 2 and its gradient is that of the mean log-probability."""
     samples = [{"tokens": [0, 9, 8, 7], "start": 3}, {"tokens": [0, 5, 4], "start": 2}]
     with torch.no_grad():
-        for sample, value in zip(samples, npo.sum_logprobs(model, samples, 1, "answer")[0].tolist(), strict=True):
+        for sample, value in zip(samples, npo.score_samples(model, samples, 1, "answer")[0].tolist(), strict=True):
             sample["reference"] = value
     trainer = npo.NPOTrainer.__new__(npo.NPOTrainer)
     trainer.settings, trainer.pad = NPOSettings(beta=0.2, retain_weight=0.0), 1
@@ -110,7 +110,7 @@ def test_npo_loss_at_the_reference_and_its_gradient(model):
     loss.backward()
     gradient = weight.grad.clone()
     model.zero_grad()
-    npo.sum_logprobs(model, samples, 1, "answer")[0].mean().backward()
+    npo.score_samples(model, samples, 1, "answer")[0].mean().backward()
     assert torch.allclose(gradient, weight.grad, atol=1e-5)
 
 

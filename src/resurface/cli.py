@@ -225,6 +225,36 @@ def refusals(
 
 
 @app.command()
+def perplexity(
+    model: Annotated[Path, typer.Option(help="The checkpoint under attack.")],
+    original: Annotated[Path, typer.Option(help="The original's checkpoint.")],
+    interventions: Annotated[list[Path], typer.Option(help="The attack's folders; may be given several times.")],
+    tasks: Annotated[str, typer.Option(help="JSON: list of harness tasks that hold the domain's questions.")],
+    identity: Annotated[str, typer.Option(help="JSON: domain, method, seed, attack.")],
+    output: OutputOption,
+    settings: SettingsOption = "{}",
+    templates: Annotated[str, typer.Option(help="JSON: prompt forms.")] = '["plain","chat"]',
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure the perplexity of generated text with and without an attack on the prompt."""
+    from resurface.artifacts import check_folder
+    from resurface.scoring.perplexity import measure_perplexity
+    from resurface.settings.scoring import PerplexitySettings
+
+    measure_perplexity(
+        model,
+        original,
+        [check_folder(folder) for folder in interventions],
+        json.loads(tasks),
+        json.loads(templates),
+        json.loads(identity),
+        output,
+        _read_settings(PerplexitySettings, settings),
+        device,
+    )
+
+
+@app.command()
 def summarize(
     scores: Annotated[list[Path], typer.Argument(help="Score tables.")],
     output: OutputOption,
@@ -244,6 +274,9 @@ def report(
     output: OutputOption,
     figures: Annotated[Path, typer.Option(help="Folder for the figures.")],
     refusals: Annotated[list[Path] | None, typer.Option(help="Refusal tables; may be given several times.")] = None,
+    perplexity: Annotated[
+        list[Path] | None, typer.Option(help="Perplexity tables; may be given several times.")
+    ] = None,
     experiment: Annotated[str, typer.Option(help="JSON: the whole configuration.")] = "{}",
 ) -> None:
     """Write the report and its figures."""
@@ -253,12 +286,13 @@ def report(
     from resurface.analysis.report import write_report
     from resurface.analysis.summary import SUMMARY_COLUMNS
     from resurface.artifacts import read_table
-    from resurface.scoring.columns import REFUSAL_COLUMNS
+    from resurface.scoring.columns import PERPLEXITY_COLUMNS, REFUSAL_COLUMNS
 
     table = read_table(summary, SUMMARY_COLUMNS)
     refused = pd.concat([read_table(path, REFUSAL_COLUMNS) for path in refusals]) if refusals else None
+    read = pd.concat([read_table(path, PERPLEXITY_COLUMNS) for path in perplexity]) if perplexity else None
     write_figures(table, figures)
-    write_report(table, refused, json.loads(experiment), output)
+    write_report(table, refused, read, json.loads(experiment), output)
 
 
 @app.command()

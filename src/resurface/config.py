@@ -19,7 +19,7 @@ from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
 from resurface.settings.base import DistinctList, Settings
 from resurface.settings.data import TestbedSettings
-from resurface.settings.scoring import RefusalSettings, ScoringSettings
+from resurface.settings.scoring import PerplexitySettings, RefusalSettings, ScoringSettings
 from resurface.settings.summary import SummarySettings
 from resurface.settings.testbed import PretrainingSettings
 from resurface.testbed.world import FORGET_DOMAINS
@@ -96,6 +96,7 @@ class Experiment(Settings):
     pretraining: PretrainingSettings = PretrainingSettings()
     scoring: ScoringSettings = ScoringSettings()
     refusals: RefusalSettings = RefusalSettings()
+    perplexity: PerplexitySettings = PerplexitySettings()
     summary: SummarySettings = SummarySettings()
 
     @model_validator(mode="after")

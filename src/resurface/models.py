@@ -191,6 +191,32 @@ def batch_rows(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[lis
         start += count
 
 
+def sum_logprobs(
+    model: Any, rows: Sequence[Sequence[int]], starts: Sequence[int], pad: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each row's tokens from its start on, summed, and how many these are.
+
+    Only positions that count for some row are unembedded.
+
+    Args:
+        model: the decoder.
+        rows: token ids.
+        starts: of each row, the place of the first token that counts; at least 1.
+        pad: the token to pad with.
+
+    Returns:
+        two tensors `[rows]`; the first in nats, with its gradient.
+    """
+    device = next(model.parameters()).device
+    tokens = pad_right(rows, pad).to(device)
+    counted = [[int(place >= start) for place in range(len(row))] for row, start in zip(rows, starts, strict=True)]
+    mask = pad_right(counted, 0).to(device)[:, 1:]
+    kept = mask.any(0).nonzero()[:, 0]
+    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits.float()
+    logprobs = logits.log_softmax(-1).gather(-1, tokens[:, kept + 1, None])[..., 0]
+    return (logprobs * mask[:, kept]).sum(-1), mask.sum(-1)
+
+
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     """Rows of token ids as one tensor `[rows, longest]`, padded on the right, where causal models need no mask."""
     width = max(map(len, rows))

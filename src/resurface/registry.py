@@ -14,11 +14,13 @@ class Entry:
         module: the module that runs it (heavy; imported by its jobs only).
         settings: its settings class, `module:class` (light).
         parts: the setting whose keys split the attack into one job each, or None for a single job.
+        changes_prompts: whether the attack works through the prompt, so that perplexity under it is measured.
     """
 
     module: str
     settings: str
     parts: str | None = None
+    changes_prompts: bool = False
 
     def settings_class(self) -> type[Settings]:
         """Import the settings class."""
@@ -43,6 +45,8 @@ ATTACKS = {
         "resurface.attacks.orthogonalization", "resurface.settings.orthogonalization:OrthogonalizationSettings"
     ),
     "pruning": Entry("resurface.attacks.pruning", "resurface.settings.pruning:PruningSettings", parts="datasets"),
-    "perturbation": Entry("resurface.attacks.perturbation", "resurface.settings.perturbation:PerturbationSettings"),
+    "perturbation": Entry(
+        "resurface.attacks.perturbation", "resurface.settings.perturbation:PerturbationSettings", changes_prompts=True
+    ),
     "logit_lens": Entry("resurface.attacks.logit_lens", "resurface.settings.logit_lens:LogitLensSettings"),
 }

@@ -24,6 +24,7 @@ MODELS = "results/models/{model}"
 UNLEARNED = "results/unlearned/{domain}/{method}/seed{seed}"
 ATTACKED = "results/attacks/{domain}/{method}/seed{seed}/{attack}/{part}"
 SCORES = "results/scores/{domain}/{method}/seed{seed}/{attack}.parquet"
+PERPLEXITY = "results/perplexity/{domain}/{method}/seed{seed}/{attack}.parquet"
 REFUSALS = "results/refusals/{domain}/{method}/seed{seed}.parquet"
 LOGS = "results/logs"
 

@@ -30,6 +30,14 @@ rule report:
     input:
         summary="results/summary.parquet",
         refusals=reported(REFUSALS, ["none"]),
+        perplexity=reported(
+            PERPLEXITY,
+            [
+                name
+                for name in experiment.attack_names
+                if ATTACKS[name].changes_prompts
+            ],
+        ),
     output:
         report(
             expand("results/figures/{figure}.svg", figure=FIGURES),
@@ -46,11 +54,14 @@ rule report:
         refusals=lambda wildcards, input: [
             f"--refusals {path}" for path in input.refusals
         ],
+        perplexity=lambda wildcards, input: [
+            f"--perplexity {path}" for path in input.perplexity
+        ],
         source=[
             fingerprint("resurface.analysis.report", "analysis/report.html.jinja"),
             fingerprint("resurface.analysis.figures"),
         ],
         experiment=dump_settings(experiment),
     shell:
-        "resurface --log {log} report --summary {input.summary} {params.refusals} --figures results/figures "
+        "resurface --log {log} report --summary {input.summary} {params.refusals} {params.perplexity} --figures results/figures "
         "--output {output.page} --experiment {params.experiment:q}"

@@ -83,3 +83,38 @@ rule refusals:
         "resurface --log {log} --threads {threads} refusals --model {input.model} "
         "--benchmarks {params.benchmarks:q} --identity {params.identity:q} --settings {params.settings:q} "
         "--templates {params.templates:q} --output {output} --device {resources.device}"
+
+
+rule perplexity:
+    input:
+        tables=benchmark_tables,
+        hashes=lambda wildcards: hashes(checkpoint(wildcards)),
+        original_hashes=hashes(MODELS.format(model="original")),
+        model=lambda wildcards: ancient(checkpoint(wildcards)),
+        original=ancient(MODELS.format(model="original")),
+        intervention_hashes=lambda wildcards: [
+            hashes(folder) for folder in attack_folders(wildcards)
+        ],
+        interventions=lambda wildcards: [
+            ancient(folder) for folder in attack_folders(wildcards)
+        ],
+    output:
+        PERPLEXITY,
+    log:
+        f"{LOGS}/perplexity/{{domain}}/{{method}}/seed{{seed}}/{{attack}}.log",
+    resources:
+        device=experiment.device,
+    params:
+        interventions=lambda wildcards, input: [
+            f"--interventions {folder}" for folder in attack_folders(wildcards)
+        ],
+        settings=dump_settings(experiment.perplexity),
+        source=scoring_source("resurface.scoring.perplexity"),
+        templates=json.dumps(experiment.scoring.templates),
+        tasks=lambda wildcards: json.dumps([f"testbed_{wildcards.domain}"]),
+        identity=identity,
+    shell:
+        "resurface --log {log} --threads {threads} perplexity --model {input.model} --original {input.original} "
+        "{params.interventions} --tasks {params.tasks:q} --identity {params.identity:q} "
+        "--settings {params.settings:q} --templates {params.templates:q} --output {output} "
+        "--device {resources.device}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import yaml
 from markupsafe import Markup
@@ -36,6 +37,14 @@ from resurface.analysis.figures import DARK_BELOW, FIGURES, draw_svg
 from resurface.artifacts import publish
 
 VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"]
+# Who reads whose text; `resurface.scoring.perplexity` says more.
+TEXTS = {
+    "original": "original reads its own text",
+    "unlearned": "unlearned model reads the original's text",
+    "attacked": "the same, attacked",
+    "unlearned_text": "original reads the unlearned model's text",
+    "attacked_text": "the same, attacked",
+}
 # Of each figure: title, caption, and what it says of the control.
 CAPTIONS = {
     "finetuning_curves": (
@@ -80,13 +89,18 @@ CAPTIONS = {
 
 
 def write_report(
-    summary: pd.DataFrame, refusals: pd.DataFrame | None, experiment: dict[str, Any], output: Path
+    summary: pd.DataFrame,
+    refusals: pd.DataFrame | None,
+    perplexity: pd.DataFrame | None,
+    experiment: dict[str, Any],
+    output: Path,
 ) -> None:
     """Write the report.
 
     Args:
         summary: the summary table.
         refusals: one row per prompt, whether its answer was a refusal; None if refusals were not counted.
+        perplexity: one row per reply and reader (`resurface.scoring.perplexity`); None if no attack works through the prompt.
         experiment: the configuration, shown as it is.
         output: the HTML file.
     """
@@ -100,7 +114,10 @@ def write_report(
     )
     confidence = experiment.get("summary", {}).get("confidence")
     page = environment.get_template("report.html.jinja").render(
-        domains=[_domain_section(summary, refusals, domain, place) for place, domain in enumerate(domains_of(summary))],
+        domains=[
+            _domain_section(summary, refusals, perplexity, domain, place)
+            for place, domain in enumerate(domains_of(summary))
+        ],
         seeds=seeds_note(summary),
         interval_name=f"{percent(confidence)} confidence intervals" if confidence else "confidence intervals",
         settings=yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=100),
@@ -109,7 +126,13 @@ def write_report(
         temporary.write_text(page, encoding="utf-8")
 
 
-def _domain_section(summary: pd.DataFrame, refusals: pd.DataFrame | None, domain: str, place: int) -> dict[str, Any]:
+def _domain_section(
+    summary: pd.DataFrame,
+    refusals: pd.DataFrame | None,
+    perplexity: pd.DataFrame | None,
+    domain: str,
+    place: int,
+) -> dict[str, Any]:
     """What the template needs for one domain."""
     summary = summary[summary["domain"] == domain]
     cells = cells_by_name(main_cells(summary, domain))
@@ -142,6 +165,8 @@ def _domain_section(summary: pd.DataFrame, refusals: pd.DataFrame | None, domain
         ],
         "figures": figures,
         "tradeoff": _tradeoff_table(summary, refusals, domain),
+        "texts": list(TEXTS.values()),
+        "perplexity": _perplexity_rows(summary, perplexity, domain),
         "refusals_counted": refusals is not None,
     }
 
@@ -255,6 +280,30 @@ def _tradeoff_table(summary: pd.DataFrame, refusals: pd.DataFrame | None, domain
             for model in models_of(summary, domain)
         ],
     }
+
+
+def _perplexity_rows(
+    summary: pd.DataFrame, perplexity: pd.DataFrame | None, domain: str
+) -> list[tuple[str, str, str, list[str]]]:
+    """Perplexities under attacks on the prompt, of the selected variant in its template, as means over seeds.
+
+    Returns:
+        model, attack, variant and template, and the five numbers of `TEXTS`. Empty replies count for nothing.
+    """
+    if perplexity is None:
+        return []
+    keys = ["method", "seed", "attack", "variant", "template"]
+    chosen = summary.loc[summary["selected"], keys].drop_duplicates()
+    own = perplexity[perplexity["domain"] == domain].merge(chosen, on=keys)
+    sums = own.groupby([*keys, "text"], sort=False)[["tokens", "nats"]].sum().reset_index()
+    sums["perplexity"] = np.exp(sums["nats"] / sums["tokens"].where(sums["tokens"] > 0))
+    rows = []
+    for (method, attack), group in sums.groupby(["method", "attack"], sort=False):
+        means = group.groupby("text")["perplexity"].mean()
+        names = " / ".join(dict.fromkeys(group["variant"] + ", " + group["template"]))
+        numbers = [f"{means[text]:.3g}" if text in means and pd.notna(means[text]) else "–" for text in TEXTS]
+        rows.append((display_name(str(method)), display_name(str(attack)), names, numbers))
+    return rows
 
 
 def _refused_shares(refusals: pd.DataFrame, domain: str) -> pd.DataFrame:

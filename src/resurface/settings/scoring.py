@@ -37,3 +37,12 @@ class RefusalSettings(Settings):
         min_length=1,
         description="a reply that starts with one of these (case ignored) is a refusal",
     )
+
+
+class PerplexitySettings(Settings):
+    """How the perplexity under attacks on the prompt is measured."""
+
+    questions: PositiveInt = Field(50, description="questions of the domain, the first of the test split")
+    new_tokens: PositiveInt = Field(50, description="tokens at which a reply is cut")
+    batch_size: PositiveInt = Field(64, description="prompts per batch when replies are written")
+    batch_tokens: PositiveInt = Field(8192, description="padded tokens per forward pass when they are read")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from resurface.models import pad_right
+from resurface.models import sum_logprobs
 from resurface.prompts import chat_messages, encode_answer, render_chat
 from resurface.settings.npo import NPOSettings
 from resurface.unlearning.training import (
@@ -43,27 +43,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: b
     return {"tokens": tokens, "start": start}
 
 
-def sum_logprobs(model: Any, samples: list[Sample], pad: int, over: str) -> tuple[torch.Tensor, torch.Tensor]:
+def score_samples(model: Any, samples: list[Sample], pad: int, over: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each sample summed over its answer (`answer`) or all its tokens (`sequence`), and token counts.
-
-    Only positions that count for some sample of the batch are unembedded.
 
     Returns:
         two tensors `[samples]`.
     """
-    device = next(model.parameters()).device
-    tokens = pad_right([sample["tokens"] for sample in samples], pad).to(device)
-    mask = pad_right(
-        [
-            [int(position >= (sample["start"] if over == "answer" else 1)) for position in range(len(sample["tokens"]))]
-            for sample in samples
-        ],
-        0,
-    ).to(device)[:, 1:]
-    kept = mask.any(0).nonzero()[:, 0]
-    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits.float()
-    logprobs = logits.log_softmax(-1).gather(-1, tokens[:, kept + 1, None])[..., 0]
-    return (logprobs * mask[:, kept]).sum(-1), mask.sum(-1)
+    starts = [sample["start"] if over == "answer" else 1 for sample in samples]
+    return sum_logprobs(model, [sample["tokens"] for sample in samples], starts, pad)
 
 
 class NPOTrainer(PartsTrainer):
@@ -76,11 +63,11 @@ class NPOTrainer(PartsTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
         """L of the module's docstring."""
         beta = self.settings.beta
-        log_pi, _counts = sum_logprobs(model, inputs["forget"], self.pad, self.settings.forget_loss_over)
+        log_pi, _counts = score_samples(model, inputs["forget"], self.pad, self.settings.forget_loss_over)
         reference = torch.tensor([sample["reference"] for sample in inputs["forget"]], device=log_pi.device)
         forget_loss = -2 / beta * torch.nn.functional.logsigmoid(-beta * (log_pi - reference)).mean()
         by_token = self.settings.retain_likelihood == "token_mean"
-        kept, counts = sum_logprobs(model, inputs["retain"], self.pad, "answer" if by_token else "sequence")
+        kept, counts = score_samples(model, inputs["retain"], self.pad, "answer" if by_token else "sequence")
         retain_loss = -(kept / counts if by_token else kept).mean()
         self.parts = {"forget_loss": forget_loss.detach(), "retain_loss": retain_loss.detach()}
         return forget_loss + self.settings.retain_weight * retain_loss
@@ -119,7 +106,7 @@ def unlearn(run: Run, settings: NPOSettings) -> None:
         for start in range(0, len(pairs), settings.batch_size):
             chunk = [pair["forget"] for pair in pairs[start : start + settings.batch_size]]
             for sample, value in zip(
-                chunk, sum_logprobs(model, chunk, pad, settings.forget_loss_over)[0].tolist(), strict=True
+                chunk, score_samples(model, chunk, pad, settings.forget_loss_over)[0].tolist(), strict=True
             ):
                 sample["reference"] = value
     trainer = NPOTrainer(
