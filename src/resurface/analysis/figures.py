@@ -306,8 +306,9 @@ def _pruning_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
                 base.mark_text(fontSize=10, dy=7).encode(text="general:N", color=text_colour),
             ]
             title = alt.Title(f"{display_name(model)}: {scoring}", fontSize=12)
+            size = {"width": max(220, 44 * own["q"].nunique()), "height": max(170, 34 * own["p"].nunique())}
             if not own.empty:
-                panels.append(alt.layer(*layers, title=title, width=alt.Step(44), height=alt.Step(34)))
+                panels.append(alt.layer(*layers, title=title, **size))
         rows_of_panels.append(alt.hconcat(*panels))
     return alt.vconcat(*rows_of_panels)
 

@@ -4,6 +4,7 @@ All text that comes from data or settings goes through Jinja's escaping; only th
 the renderer has escaped their text. A content security policy forbids scripts and requests besides.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -301,9 +302,16 @@ def _perplexity_rows(
     for (method, attack), group in sums.groupby(["method", "attack"], sort=False):
         means = group.groupby("text")["perplexity"].mean()
         names = " / ".join(dict.fromkeys(group["variant"] + ", " + group["template"]))
-        numbers = [f"{means[text]:.3g}" if text in means and pd.notna(means[text]) else "–" for text in TEXTS]
+        numbers = [_number_text(means.get(text, math.nan)) for text in TEXTS]
         rows.append((display_name(str(method)), display_name(str(attack)), names, numbers))
     return rows
+
+
+def _number_text(value: float) -> str:
+    """A perplexity with three digits, large ones whole."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _refused_shares(refusals: pd.DataFrame, domain: str) -> pd.DataFrame:
