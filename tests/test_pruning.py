@@ -50,7 +50,7 @@ def test_masks_equal_a_set_difference(tmp_path_factory, scores, p, q):
     model = torch.nn.Module()
     model.layer = torch.nn.Linear(len(scores), 1)
     counts = pruning.write_masks(folder / "m.parquet", {"layer": forget}, {"layer": utility}, chosen)
-    assert len(counts) == len(pruning.pairs_of(chosen)) > 0
+    assert len(counts) == len(pruning.prunings("m.parquet", chosen)) > 0
     before = model.layer.weight.detach().clone()
     for row in counts.to_dict("records"):
         expected = brute_force(forget, utility, row["p"], row["q"])

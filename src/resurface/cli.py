@@ -27,6 +27,8 @@ OutputOption = Annotated[Path, typer.Option(help="What to write.")]
 SettingsOption = Annotated[str, typer.Option(help="Settings as JSON; a key left out has its default.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")]
+TemplatesOption = Annotated[str, typer.Option(help="JSON: prompt forms.")]
+InterventionsOption = Annotated[list[Path], typer.Option(help="The attack's folder; may be given several times.")]
 DataOption = Annotated[Path, typer.Option(help="The domain's data folder.")]
 
 log = logging.getLogger("resurface")
@@ -181,7 +183,7 @@ def attack(
 @app.command()
 def score(
     model: Annotated[Path, typer.Option(help="The checkpoint that was attacked.")],
-    interventions: Annotated[list[Path], typer.Option(help="The attack's folder; may be given several times.")],
+    interventions: InterventionsOption,
     benchmarks: Annotated[str, typer.Option(help="JSON: name → list of harness tasks.")],
     identity: Annotated[str, typer.Option(help="JSON: domain, method, seed, attack.")],
     output: OutputOption,
@@ -213,7 +215,7 @@ def refusals(
     identity: Annotated[str, typer.Option(help="JSON: domain, method, seed.")],
     output: OutputOption,
     settings: SettingsOption = "{}",
-    templates: Annotated[str, typer.Option(help="JSON: prompt forms.")] = '["plain","chat"]',
+    templates: TemplatesOption = '["plain","chat"]',
     device: DeviceOption = "auto",
 ) -> None:
     """Count how often a model refuses when it generates."""
@@ -228,12 +230,12 @@ def refusals(
 def perplexity(
     model: Annotated[Path, typer.Option(help="The checkpoint under attack.")],
     original: Annotated[Path, typer.Option(help="The original's checkpoint.")],
-    interventions: Annotated[list[Path], typer.Option(help="The attack's folders; may be given several times.")],
+    interventions: InterventionsOption,
     tasks: Annotated[str, typer.Option(help="JSON: list of harness tasks that hold the domain's questions.")],
     identity: Annotated[str, typer.Option(help="JSON: domain, method, seed, attack.")],
     output: OutputOption,
     settings: SettingsOption = "{}",
-    templates: Annotated[str, typer.Option(help="JSON: prompt forms.")] = '["plain","chat"]',
+    templates: TemplatesOption = '["plain","chat"]',
     device: DeviceOption = "auto",
 ) -> None:
     """Measure the perplexity of generated text with and without an attack on the prompt."""

@@ -11,11 +11,14 @@ answer is *read*. The scorer knows these three and never which attack wrote them
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from resurface.errors import ResurfaceError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Stream = Literal["attention", "middle", "mlp", "block"]
 
@@ -46,6 +49,12 @@ class Pruning(_Part):
     file: str
     p: float
     q: float
+
+    def removes(self, forget_percent: "np.ndarray", utility_percent: "np.ndarray") -> "np.ndarray":
+        """Of each weight `[weights]`, whether the pair removes it. The percents are float32, as `file` keeps them."""
+        return (forget_percent <= forget_percent.dtype.type(self.q)) & (
+            utility_percent > utility_percent.dtype.type(self.p)
+        )
 
 
 class Prepend(_Part):

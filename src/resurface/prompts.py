@@ -58,6 +58,15 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_p
     return str(text).removeprefix(tokenizer.bos_token or "")
 
 
+def render_prompts(tokenizer: Any, prompts: list[str], template: str) -> list[str]:
+    """Plain prompts in a template: as they are (`plain`), or each in the user turn of a chat (`chat`).
+
+    Raises:
+        ResurfaceError: the tokenizer has no chat template.
+    """
+    return prompts if template == "plain" else [render_chat(tokenizer, chat_messages(prompt)) for prompt in prompts]
+
+
 def encode_answer(tokenizer: Any, prompt: str, answer: str, length: int) -> tuple[list[int], int]:
     """Token ids of a rendered prompt and what follows it, and the place where the answer starts.
 

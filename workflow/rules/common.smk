@@ -68,10 +68,15 @@ def domain_tables(wildcards):
     return [f"results/data/{wildcards.domain}/{name}.parquet" for name in names]
 
 
+def domain_tasks(wildcards):
+    """The harness tasks of a domain's own questions."""
+    return [f"testbed_{wildcards.domain}"]
+
+
 def benchmarks(wildcards):
     """Benchmark → harness tasks: the domain's own questions, then the general ones."""
     return json.dumps(
-        {wildcards.domain: [f"testbed_{wildcards.domain}"], **experiment.benchmarks}
+        {wildcards.domain: domain_tasks(wildcards), **experiment.benchmarks}
     )
 
 

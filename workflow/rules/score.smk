@@ -1,4 +1,4 @@
-"""Scoring: a score table per model and attack, and the refusals of each model without attack."""
+"""Scoring: a score table per model and attack, the refusals of each model without attack, perplexity under attacks on the prompt."""
 
 
 def attack_folders(wildcards):
@@ -7,6 +7,16 @@ def attack_folders(wildcards):
         ATTACKED.format(part=part, **wildcards)
         for part in experiment.parts_of(wildcards.attack)
     ]
+
+
+def intervention_hashes(wildcards):
+    """The content hashes of these folders."""
+    return [hashes(folder) for folder in attack_folders(wildcards)]
+
+
+def intervention_options(wildcards):
+    """These folders as options of a command line."""
+    return [f"--interventions {folder}" for folder in attack_folders(wildcards)]
 
 
 def identity(wildcards):
@@ -36,9 +46,7 @@ rule score:
         tables=benchmark_tables,
         hashes=lambda wildcards: hashes(checkpoint(wildcards)),
         model=lambda wildcards: ancient(checkpoint(wildcards)),
-        intervention_hashes=lambda wildcards: [
-            hashes(folder) for folder in attack_folders(wildcards)
-        ],
+        intervention_hashes=intervention_hashes,
         interventions=lambda wildcards: [
             ancient(folder) for folder in attack_folders(wildcards)
         ],
@@ -49,9 +57,7 @@ rule score:
     resources:
         device=experiment.device,
     params:
-        interventions=lambda wildcards, input: [
-            f"--interventions {folder}" for folder in attack_folders(wildcards)
-        ],
+        interventions=intervention_options,
         settings=dump_settings(experiment.scoring),
         source=scoring_source("resurface.scoring.score"),
         benchmarks=benchmarks,
@@ -92,9 +98,7 @@ rule perplexity:
         original_hashes=hashes(MODELS.format(model="original")),
         model=lambda wildcards: ancient(checkpoint(wildcards)),
         original=ancient(MODELS.format(model="original")),
-        intervention_hashes=lambda wildcards: [
-            hashes(folder) for folder in attack_folders(wildcards)
-        ],
+        intervention_hashes=intervention_hashes,
         interventions=lambda wildcards: [
             ancient(folder) for folder in attack_folders(wildcards)
         ],
@@ -105,13 +109,11 @@ rule perplexity:
     resources:
         device=experiment.device,
     params:
-        interventions=lambda wildcards, input: [
-            f"--interventions {folder}" for folder in attack_folders(wildcards)
-        ],
+        interventions=intervention_options,
         settings=dump_settings(experiment.perplexity),
         source=scoring_source("resurface.scoring.perplexity"),
         templates=json.dumps(experiment.scoring.templates),
-        tasks=lambda wildcards: json.dumps([f"testbed_{wildcards.domain}"]),
+        tasks=lambda wildcards: json.dumps(domain_tasks(wildcards)),
         identity=identity,
     shell:
         "resurface --log {log} --threads {threads} perplexity --model {input.model} --original {input.original} "

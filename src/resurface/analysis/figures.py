@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -81,15 +82,10 @@ def _main_table_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
         x=alt.X("attack:N", sort=None, title=None, axis=alt.Axis(orient="top", labelAngle=0, labelLimit=108)),
         y=alt.Y("model:N", sort=None, title=None, axis=alt.Axis(labelLimit=200)),
     )
-    scale = alt.Scale(scheme="viridis", domain=[0, 1])
-    legend = alt.Legend(format=".0%", values=[0, 0.25, 0.5, 0.75, 1])
-    dark = f"isValid(datum.accuracy) && datum.accuracy < {DARK_BELOW}"
-    text_colour = alt.condition(dark, alt.value("white"), alt.value("black"))
+    heat, text_colour = _heat_colours()
     return alt.layer(
         base.mark_rect(color=MISSING_COLOUR, stroke="white"),
-        base.mark_rect(stroke="white").encode(
-            color=alt.Color("accuracy:Q", title="accuracy", scale=scale, legend=legend)
-        ),
+        base.mark_rect(stroke="white").encode(color=heat),
         base.mark_text(fontSize=14, fontWeight="bold", dy=-7).encode(text="label:N", color=text_colour),
         base.mark_text(fontSize=11, dy=10).encode(text="interval:N", color=text_colour),
         width=alt.Step(112),
@@ -286,29 +282,26 @@ def _pruning_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     cells = means.join(ability, on=["method", "variant"])[[*keys, "accuracy", "general"]]
     cells["label"] = cells["accuracy"].map(percent)
     cells["general"] = cells["general"].map(percent, na_action="ignore").fillna("")
-    scale = alt.Scale(scheme="viridis", domain=[0, 1])
-    legend = alt.Legend(format=".0%", values=[0, 0.25, 0.5, 0.75, 1])
-    text_colour = alt.condition(f"datum.accuracy < {DARK_BELOW}", alt.value("white"), alt.value("black"))
+    heat, text_colour = _heat_colours()
     rows_of_panels = []
     for scoring in dict.fromkeys(cells["scoring"]):
         panels = []
         for model in table_rows(summary, domain):
             own = cells[(cells["scoring"] == scoring) & (cells["method"] == model)]
+            if own.empty:
+                continue
             base = alt.Chart(own).encode(
                 x=alt.X("q:O", title="q: top percent on forget data", axis=alt.Axis(labelAngle=0, domain=False)),
                 y=alt.Y("p:O", title="p: top percent on utility data", sort="descending", axis=alt.Axis(domain=False)),
             )
             layers = [
-                base.mark_rect(stroke="white").encode(
-                    color=alt.Color("accuracy:Q", title="accuracy", scale=scale, legend=legend)
-                ),
+                base.mark_rect(stroke="white").encode(color=heat),
                 base.mark_text(fontSize=11, fontWeight="bold", dy=-6).encode(text="label:N", color=text_colour),
                 base.mark_text(fontSize=10, dy=7).encode(text="general:N", color=text_colour),
             ]
             title = alt.Title(f"{display_name(model)}: {scoring}", fontSize=12)
             size = {"width": max(220, 44 * own["q"].nunique()), "height": max(170, 34 * own["p"].nunique())}
-            if not own.empty:
-                panels.append(alt.layer(*layers, title=title, **size))
+            panels.append(alt.layer(*layers, title=title, **size))
         rows_of_panels.append(alt.hconcat(*panels))
     return alt.vconcat(*rows_of_panels)
 
@@ -330,13 +323,9 @@ def _perturbations_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixi
         x=alt.X("model:N", sort=models, title=None, axis=alt.Axis(orient="top", labelAngle=0, domain=False)),
         y=alt.Y("variant:N", sort=None, title=None, axis=alt.Axis(labelLimit=260, domain=False)),
     )
-    scale = alt.Scale(scheme="viridis", domain=[0, 1])
-    legend = alt.Legend(format=".0%", values=[0, 0.25, 0.5, 0.75, 1])
-    text_colour = alt.condition(f"datum.accuracy < {DARK_BELOW}", alt.value("white"), alt.value("black"))
+    heat, text_colour = _heat_colours()
     return alt.layer(
-        base.mark_rect(stroke="white").encode(
-            color=alt.Color("accuracy:Q", title="accuracy", scale=scale, legend=legend)
-        ),
+        base.mark_rect(stroke="white").encode(color=heat),
         base.mark_text(fontSize=12, fontWeight="bold").encode(text="label:N", color=text_colour),
         width=alt.Step(150),
         height=alt.Step(26),
@@ -385,10 +374,13 @@ def _tradeoff_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     )
     y_title, y_domain = "accuracy on forget questions", [0.0, 1.0]
     colour = alt.Color("model:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=None)
-    before = alt.Chart(points).encode(x=x, y=_share("unattacked", y_title, y_domain), color=colour)
-    after = alt.Chart(points).encode(x=x, y=_share("attacked", y_title, y_domain), color=colour)
-    one_before = alt.Chart(repeated).encode(x=x, y=_share("unattacked", y_title, y_domain), color=colour)
-    one_after = alt.Chart(repeated).encode(x=x, y=_share("attacked", y_title, y_domain), color=colour)
+    (before, after), (one_before, one_after) = (
+        [
+            alt.Chart(rows).encode(x=x, y=_share(column, y_title, y_domain), color=colour)
+            for column in ("unattacked", "attacked")
+        ]
+        for rows in (points, repeated)
+    )
     text = alt.Chart(labels).encode(x=x, y=_share("y", y_title, y_domain), text="text:N")
     return alt.layer(
         one_before.mark_point(filled=True, size=40, opacity=0.35),
@@ -466,6 +458,18 @@ def _model_colours(summary: pd.DataFrame, domain: str) -> dict[str, str]:
     methods = [model for model in models_of(summary, domain) if model not in references]
     colours = {model: METHOD_COLOURS[place % len(METHOD_COLOURS)] for place, model in enumerate(methods)}
     return {model: references.get(model) or colours[model] for model in models_of(summary, domain)}
+
+
+def _heat_colours() -> tuple[alt.Color, Any]:
+    """The colour of `accuracy` in a heat map, and of the text on it."""
+    colour = alt.Color(
+        "accuracy:Q",
+        title="accuracy",
+        scale=alt.Scale(scheme="viridis", domain=[0, 1]),
+        legend=alt.Legend(format=".0%", values=[0, 0.25, 0.5, 0.75, 1]),
+    )
+    dark = f"isValid(datum.accuracy) && datum.accuracy < {DARK_BELOW}"
+    return colour, alt.condition(dark, alt.value("white"), alt.value("black"))
 
 
 def _share(field: str, title: str, ends: list[float]) -> alt.Y:

@@ -58,6 +58,7 @@ NAMES = {
     "Q": "q",
     "random": "random",
 }
+CHARACTERS = [character for character in NAMES if character != "random"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def insert_randomly(text: str, amount: float, character: str, generator: random.
 
 def draw(character: str, generator: random.Random) -> str:
     """The character itself, or one of all if it is `random`."""
-    return generator.choice([known for known in NAMES if known != "random"]) if character == "random" else character
+    return generator.choice(CHARACTERS) if character == "random" else character
 
 
 def insert_perturbation(token: str, generator: random.Random) -> str:
@@ -167,22 +168,17 @@ def suppress(
     Returns:
         the texts, how often each was perturbed, and whether some token of it is still found.
     """
-    texts, counts, exceeds = list(texts), [0] * len(texts), [False] * len(texts)
-    active = list(range(len(texts)))
+    texts, counts = list(texts), [0] * len(texts)
+    found = dict.fromkeys(range(len(texts)), (0, 0))
     for done in tqdm(range(rounds + 1), desc="perturb", disable=None):
-        found = dict(zip(active, find([texts[i] for i in active]), strict=True))
-        active = [i for i in active if found[i] is not None]
-        if not active:
+        places = find([texts[i] for i in found])
+        found = {i: place for i, place in zip(found, places, strict=True) if place is not None}
+        if not found or done == rounds:
             break
-        if done == rounds:
-            for i in active:
-                exceeds[i] = True
-            break
-        for i in active:
-            start, end = found[i] or (0, 0)
+        for i, (start, end) in found.items():
             texts[i] = texts[i][:start] + insert_perturbation(texts[i][start:end], generators[i]) + texts[i][end:]
             counts[i] += 1
-    return texts, counts, exceeds
+    return texts, counts, [i in found for i in range(len(texts))]
 
 
 def perturb_naively(asked: list[Asked], settings: PerturbationSettings, seed: int) -> dict[str, pd.DataFrame]:

@@ -32,7 +32,7 @@ from resurface.data.tables import read_domain_table, read_questions
 from resurface.errors import ResurfaceError
 from resurface.generation import generate_replies
 from resurface.interventions import Pruning, Variant, write_variants
-from resurface.models import linear_names, load_model, load_tokenizer, pick_device, set_seed
+from resurface.models import linear_names, load_model, load_tokenizer, pick_device, set_seed, sum_logprobs
 from resurface.prompts import LETTERS, chat_messages, encode_answer, list_options, render_chat
 from resurface.settings.pruning import PruningSettings
 
@@ -52,9 +52,8 @@ SCHEMA = pa.schema(
 def answer_loss(model: PreTrainedModel, sample: Sample) -> torch.Tensor:
     """L_s: mean negative log-likelihood of a sample's answer tokens [nats]."""
     tokens, start = sample
-    ids = torch.tensor([tokens], device=model.device)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(tokens) - start + 1).logits
-    return torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, start:])
+    total, count = sum_logprobs(model, [tokens], [start], pad=0)
+    return -(total / count)[0]
 
 
 def gradient_scores(model: PreTrainedModel, layers: list[str], samples: list[Sample]) -> Scores:
@@ -121,9 +120,9 @@ def first_percent(score: torch.Tensor, percents: Iterable[float]) -> np.ndarray:
     return first
 
 
-def pairs_of(settings: PruningSettings) -> list[tuple[float, float]]:
-    """The pairs (p, q) of the grid, p ≥ q."""
-    return [(p, q) for p in settings.p for q in settings.q if p >= q]
+def prunings(file: str, settings: PruningSettings) -> list[Pruning]:
+    """The pairs (p, q) of the grid, p ≥ q, as changes of the model by the masks of `file`."""
+    return [Pruning(file=file, p=p, q=q) for p in settings.p for q in settings.q if p >= q]
 
 
 def write_masks(path: Path, forget: Scores, utility: Scores, settings: PruningSettings) -> pd.DataFrame:
@@ -147,9 +146,9 @@ def write_masks(path: Path, forget: Scores, utility: Scores, settings: PruningSe
             forget_percent = first_percent(forget[layer], settings.q)
             utility_percent = first_percent(utility[layer], settings.p)
             is_removed = np.zeros(len(forget_percent), dtype=bool)
-            for p, q in pairs_of(settings):
-                removed = (forget_percent <= np.float32(q)) & (utility_percent > np.float32(p))
-                counts.append((p, q, layer, len(removed), int(removed.sum())))
+            for pair in prunings(path.name, settings):
+                removed = pair.removes(forget_percent, utility_percent)
+                counts.append((pair.p, pair.q, layer, len(removed), int(removed.sum())))
                 is_removed |= removed
             index = is_removed.nonzero()[0].astype(np.int32)
             names = pa.DictionaryArray.from_arrays(np.zeros(len(index), np.int32), [layer])
@@ -256,11 +255,8 @@ def attack(target: Target, settings: PruningSettings, part: str) -> None:
             count = write_masks(folder / f"{score}.parquet", on_forget, on_utility, settings)
             counts.append(count.assign(score=score))
             variants += [
-                Variant(
-                    variant=f"{part.replace('_', '-')}-{score}-p{p:g}-q{q:g}",
-                    model=Pruning(file=f"{score}.parquet", p=p, q=q),
-                )
-                for p, q in pairs_of(settings)
+                Variant(variant=f"{part.replace('_', '-')}-{score}-p{pair.p:g}-q{pair.q:g}", model=pair)
+                for pair in prunings(f"{score}.parquet", settings)
             ]
         pd.concat(counts).to_parquet(folder / "sparsity.parquet", index=False)
         write_variants(folder, variants)

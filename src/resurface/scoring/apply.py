@@ -130,9 +130,10 @@ def _remove_weights(model: PreTrainedModel, part: Pruning, folder: Path) -> Iter
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group)
             forget, utility = (rows[f"{name}_percent"].to_numpy() for name in ("forget", "utility"))
-            is_removed = (forget <= np.float32(part.q)) & (utility > np.float32(part.p))
             flat = model.get_submodule(rows["layer"][0].as_py()).weight.data.view(-1)
-            index = torch.from_numpy(rows["index"].to_numpy()[is_removed].astype(np.int64)).to(flat.device)
+            index = torch.from_numpy(rows["index"].to_numpy()[part.removes(forget, utility)].astype(np.int64)).to(
+                flat.device
+            )
             saved.append((flat, index, flat[index]))
             flat[index] = 0
         yield

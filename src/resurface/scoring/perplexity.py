@@ -24,12 +24,12 @@ import torch
 from resurface.artifacts import check_folder, write_table
 from resurface.errors import ResurfaceError
 from resurface.generation import generate_replies
-from resurface.interventions import Variant, read_variants
+from resurface.interventions import read_variants
 from resurface.models import batch_rows, load_model, load_tokenizer, pick_device, set_seed, sum_logprobs
-from resurface.prompts import chat_messages, encode_answer, render_chat
+from resurface.prompts import encode_answer, render_prompts
 from resurface.scoring.apply import prompt_changer
 from resurface.scoring.columns import PERPLEXITY_COLUMNS
-from resurface.scoring.score import describe_questions, load_tasks
+from resurface.scoring.score import first_test_questions
 from resurface.settings.scoring import PerplexitySettings
 
 
@@ -80,48 +80,44 @@ def measure_perplexity(
         ResurfaceError: no variant changes the prompt, or a broken checkpoint or folder.
     """
     set_seed(0)
-    changed: list[tuple[Variant, Path]] = [
-        (variant, folder) for folder in folders for variant in read_variants(folder) if variant.prompt is not None
-    ]
-    if not changed:
+    changers = {
+        variant.variant: prompt_changer(variant.prompt, folder)
+        for folder in folders
+        for variant in read_variants(folder)
+        if variant.prompt is not None
+    }
+    if not changers:
         raise ResurfaceError(f"{folders[0]}: no variant of this attack changes the prompt: there is nothing to measure")
-    models = [load_model(check_folder(folder), pick_device(device)) for folder in (model_folder, original_folder)]
-    model, original = models
+    model, original = (
+        load_model(check_folder(folder), pick_device(device)) for folder in (model_folder, original_folder)
+    )
     tokenizer = load_tokenizer(model_folder)
-    tasks = load_tasks(names)
-    asked = [(doc, row) for doc, row in describe_questions(tasks) if row["split"] == "test"][: settings.questions]
-    clean = [tasks[row["task"]].doc_to_text(doc) for doc, row in asked]
+
+    def reply(writer: Any, prompts: list[str]) -> list[str]:
+        return generate_replies(writer, tokenizer, prompts, settings.new_tokens, settings.batch_size)
+
+    def read(reader: Any, prompts: list[str], replies: list[str]) -> list[tuple[int, float]]:
+        return read_texts(reader, tokenizer, prompts, replies, settings.batch_tokens)
+
+    asked = first_test_questions(names, settings.questions)
+    clean = [prompt for prompt, _ in asked]
+    ids = [question["question_id"] for _, question in asked]
     tables = []
     for template in templates:
-
-        def render(prompts: list[str], template: str = template) -> list[str]:
-            if template == "plain":
-                return prompts
-            return [render_chat(tokenizer, chat_messages(prompt)) for prompt in prompts]
-
-        def reply(writer: Any, prompts: list[str]) -> list[str]:
-            return generate_replies(writer, tokenizer, prompts, settings.new_tokens, settings.batch_size)
-
-        def read(reader: Any, prompts: list[str], replies: list[str]) -> list[tuple[int, float]]:
-            return read_texts(reader, tokenizer, prompts, replies, settings.batch_tokens)
-
-        prompts = render(clean)
+        prompts = render_prompts(tokenizer, clean, template)
         written = reply(original, prompts)
         unchanged = {
             "original": read(original, prompts, written),
             "unlearned": read(model, prompts, written),
             "unlearned_text": read(original, prompts, reply(model, prompts)),
         }
-        for variant, folder in changed:
-            attacked = render([prompt_changer(variant.prompt, folder)(prompt) for prompt in clean])
+        for variant, change in changers.items():
+            attacked = render_prompts(tokenizer, [change(prompt) for prompt in clean], template)
             found = unchanged | {
                 "attacked": read(model, attacked, written),
                 "attacked_text": read(original, prompts, reply(model, attacked)),
             }
             for text, values in found.items():
                 table = pd.DataFrame(values, columns=["tokens", "nats"])
-                ids = [row["question_id"] for _, row in asked]
-                tables.append(
-                    table.assign(**identity, variant=variant.variant, template=template, question_id=ids, text=text)
-                )
+                tables.append(table.assign(**identity, variant=variant, template=template, question_id=ids, text=text))
     write_table(pd.concat(tables).astype({"seed": "Int64"})[PERPLEXITY_COLUMNS], output)

@@ -11,9 +11,9 @@ import pandas as pd
 from resurface.artifacts import check_folder, write_table
 from resurface.generation import generate_replies
 from resurface.models import load_model, load_tokenizer, pick_device, set_seed
-from resurface.prompts import chat_messages, render_chat
+from resurface.prompts import render_prompts
 from resurface.scoring.columns import REFUSAL_COLUMNS
-from resurface.scoring.score import describe_questions, load_tasks
+from resurface.scoring.score import first_test_questions
 from resurface.settings.scoring import RefusalSettings
 
 
@@ -48,18 +48,14 @@ def count_refusals(
     rows: list[dict[str, Any]] = []
     prompts: list[str] = []
     for benchmark, names in benchmarks.items():
-        tasks = load_tasks(names)
-        asked = [(doc, question) for doc, question in describe_questions(tasks) if question["split"] == "test"]
-        for doc, question in asked[: settings.questions]:
-            prompts.append(tasks[question["task"]].doc_to_text(doc))
+        for prompt, question in first_test_questions(names, settings.questions):
+            prompts.append(prompt)
             rows.append(
                 {**identity, "benchmark": benchmark} | {key: question[key] for key in ("task", "split", "question_id")}
             )
     tables = []
     for template in templates:
-        texts = (
-            prompts if template == "plain" else [render_chat(tokenizer, chat_messages(prompt)) for prompt in prompts]
-        )
+        texts = render_prompts(tokenizer, prompts, template)
         replies = generate_replies(model, tokenizer, texts, settings.new_tokens, settings.batch_size)
         refused = [is_refusal(reply, settings.phrases) for reply in replies]
         tables.append(pd.DataFrame(rows).assign(template=template, refused=refused))

@@ -130,6 +130,13 @@ def describe_questions(tasks: dict[str, Task]) -> Iterator[tuple[dict[str, Any],
             yield doc, {"task": name, "doc_id": doc_id, **question}
 
 
+def first_test_questions(names: list[str], count: int) -> list[tuple[str, dict[str, Any]]]:
+    """The plain prompts of a benchmark's first `count` test questions, and what tables say of each (`describe_questions`)."""
+    tasks = load_tasks(names)
+    asked = [(doc, question) for doc, question in describe_questions(tasks) if question["split"] == "test"]
+    return [(tasks[question["task"]].doc_to_text(doc), question) for doc, question in asked[:count]]
+
+
 def build_requests(task: Task, template: Template, model: ResurfaceLM) -> list[Any]:
     """Let the harness build a task's requests, zero-shot, in a template."""
     chat = {"apply_chat_template": True, "chat_template": model.apply_chat_template} if template == "chat" else {}

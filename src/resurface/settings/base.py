@@ -24,7 +24,10 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Block = Annotated[int, Field(ge=0)]
-# Jobs and files are named after what such lists hold: an empty one does nothing, a repeated entry does its work twice.
+# Jobs and files are named after what such lists hold: a repeated entry does its work twice, and an empty list mostly nothing.
+DistinctOrEmptyList = Annotated[
+    list[Item], Field(json_schema_extra={"uniqueItems": True}), AfterValidator(refuse_repeats)
+]
 DistinctList = Annotated[
     list[Item], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(refuse_repeats)
 ]
