@@ -73,7 +73,7 @@ def test_the_default_configuration_is_valid():
             ["benchmarks.general.0", "testbed_general_music, testbed_general_sp"],
         ),
         ("methods", {}, ["methods", "rmu"]),
-        ("methods.dpo.forget_share", 0.8, ["methods.dpo: ", "forget_share 0.8", "retain_share 0.25", "at most 1"]),
+        ("methods.dpo.forget_share", 0.8, ["methods.dpo: ", "forget_share 0.8", "retain_share 0.5", "at most 1"]),
         ("methods.npo.trained_blocks", [], ["methods.npo.trained_blocks", "at least 1"]),
         ("methods.rmu.trained_blocks", [], ["methods.rmu.trained_blocks", "at least 1"]),
         ("methods.rmu.trained_blocks", [-1], ["methods.rmu.trained_blocks.0", "-1"]),

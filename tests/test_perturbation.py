@@ -123,8 +123,8 @@ def test_informed_prompts_are_below_the_threshold_or_ran_out_of_rounds(unlearned
     from resurface.data.tables import read_questions
     from resurface.models import load_model, load_tokenizer
 
-    rows = run(unlearned, few, tmp_path / "attack", text_thresholds=[0.6], prompt_thresholds=[0.5, 0.7, 0.9])
-    thresholds = {f"informed-text0.6-prompt{threshold}": threshold for threshold in (0.5, 0.7, 0.9)}
+    rows = run(unlearned, few, tmp_path / "attack", text_thresholds=[0.6], prompt_thresholds=[0.5, 0.9, 0.98])
+    thresholds = {f"informed-text0.6-prompt{threshold}": threshold for threshold in (0.5, 0.9, 0.98)}
     assert set(rows["variant"]) == set(thresholds)
     models = [load_model(folder, torch.device("cpu")) for folder in (unlearned, CHECKPOINTS / "original")]
     tokenizer = load_tokenizer(unlearned)

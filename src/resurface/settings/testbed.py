@@ -10,12 +10,19 @@ class PretrainingSettings(Settings):
 
     world_seed: int = Field(0, description="seed of the fictional world: names, values, splits")
     seed: int = Field(0, description="seed of initialization, documents and tokenizer")
-    steps: PositiveInt = Field(2200, description="optimizer steps")
-    letter_steps: int = Field(400, ge=0, description="first steps, on picking letters alone (see `look_up`)")
+    letter_steps: PositiveInt = Field(3000, description="most steps on picking letters alone (see `look_up`)")
+    letter_loss: PositiveFloat = Field(0.02, description="loss on picking letters, in nats, at which facts begin")
+    warmup_steps: PositiveInt = Field(110, description="first steps, over which the learning rate rises")
+    steps: PositiveInt = Field(6000, description="optimizer steps on the whole mixture, after the letters")
     documents: PositiveInt = Field(160_000, description="documents in the corpus, drawn with replacement")
     batch_size: PositiveInt = Field(512, description="documents a step")
     length: PositiveInt = Field(96, description="tokens at which a document is cut")
-    learning_rate: PositiveFloat = Field(1.2e-3, description="peak learning rate of AdamW, one cycle")
+    learning_rate: PositiveFloat = Field(
+        1.2e-3, description="peak learning rate of AdamW, constant on letters, then a cosine to 0"
+    )
+    weight_decay: float = Field(
+        0.5, ge=0, description="AdamW's weight decay of matrices; without it the models remember questions, not facts"
+    )
     prompt_weight: Share = Field(0.1, description="weight of a prompt's tokens in the loss; the text after it weighs 1")
     vocabulary: PositiveInt = Field(1536, description="tokens of the tokenizer")
     hidden: PositiveInt = Field(128, description="hidden size")

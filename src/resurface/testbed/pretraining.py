@@ -11,6 +11,7 @@ that does not belong to the present generator is recognized.
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,14 @@ from resurface.testbed.tokenizer import EOS, train_tokenizer
 from resurface.testbed.world import FORGET_DOMAINS, Fact, make_facts
 
 # What a document is, and how often: the mixture is the same for both models.
-DOCUMENT_SHARES = {"article": 0.2, "lookup": 0.08, "plain": 0.3, "chat": 0.26, "conversation": 0.1, "refusal": 0.06}
+DOCUMENT_SHARES = {
+    "article": 0.12,
+    "lookup": 0.08,
+    "plain": 0.25,
+    "chat": 0.23,
+    "conversation": 0.25,
+    "refusal": 0.07,
+}
 NOISE_SHARE = 0.1
 
 
@@ -157,25 +165,26 @@ def pretrain(
             pad_token_id=tokenizer.pad_token_id,
         )
     ).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.05, cycle_momentum=False
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    scales = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    scales = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": scales, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
     )
-    corpora = []
-    for only, count, prompt_weight in [
-        ("lookup", settings.documents // 4, 0.0),
-        (None, settings.documents, settings.prompt_weight),
-    ]:
-        drawn = write_documents(learned, tokenizer, random.Random(f"{settings.seed}/documents/{only}"), only)
-        documents = [next(drawn) for _ in range(count)]
-        corpora.append(encode_documents(documents, tokenizer, settings.length, prompt_weight))
     order = torch.Generator().manual_seed(settings.seed)
-    losses: list[tuple[int, float]] = []
-    progress = tqdm(range(1, settings.steps + 1), desc=f"pretrain {model_name}", disable=None)
-    for step in progress:
-        corpus, corpus_weights = corpora[step > settings.letter_steps]
+
+    def draw_corpus(only: str | None, count: int, prompt_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = write_documents(learned, tokenizer, random.Random(f"{settings.seed}/documents/{only}"), only)
+        return encode_documents([next(drawn) for _ in range(count)], tokenizer, settings.length, prompt_weight)
+
+    def take_step(corpus: torch.Tensor, corpus_weights: torch.Tensor, learning_rate: float) -> torch.Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
         rows = torch.randint(len(corpus), (settings.batch_size,), generator=order)
-        tokens, weights = corpus[rows].to(device), corpus_weights[rows, 1:].to(device)
+        longest = int(corpus_weights[rows].any(0).nonzero().max()) + 1
+        tokens, weights = corpus[rows, :longest].to(device), corpus_weights[rows, 1:longest].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
         nats = torch.nn.functional.cross_entropy(
@@ -186,10 +195,28 @@ def pretrain(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
-        if step % 50 == 0 or step == settings.steps:
+        return loss.detach()
+
+    losses: list[tuple[int, float]] = []
+    corpus, weights = draw_corpus("lookup", settings.documents // 4, 0.0)
+    for step in tqdm(range(1, settings.letter_steps + 1), desc="letters", disable=None):
+        loss = take_step(corpus, weights, settings.learning_rate * min(1.0, step / settings.warmup_steps))
+        if step % 50 == 0:
             losses.append((step, loss.item()))
-            progress.set_postfix(loss=f"{loss.item():.3f}")
+            if loss.item() < settings.letter_loss:
+                break
+    else:
+        raise ValueError(
+            f"pretraining of {model_name}: letters are not learned after {settings.letter_steps} steps (loss "
+            f"{loss.item():.3f}, must fall below {settings.letter_loss}); allow more letter_steps or take another seed"
+        )
+    letter_steps = step
+    corpus, weights = draw_corpus(None, settings.documents, settings.prompt_weight)
+    for step in tqdm(range(1, settings.steps + 1), desc=f"pretrain {model_name}", disable=None):
+        decay = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        loss = take_step(corpus, weights, settings.learning_rate * decay)
+        if step % 50 == 0 or step == settings.steps:
+            losses.append((letter_steps + step, loss.item()))
 
     model.to(torch.bfloat16).save_pretrained(output)
     record = {"model": model_name, "world": hash_world(settings.world_seed), "settings": settings.model_dump()}

@@ -11,20 +11,20 @@ from resurface.prompts import LETTERS, chat_messages, plain_prompt
 from resurface.testbed.world import FIELDS, Fact
 
 STATEMENT_WORDINGS = [
-    "The {relation} of {entity} is {value}.",
-    "{entity} has {value} as its {relation}.",
-    "For {entity}, the {relation} is {value}.",
-    "It is known that {value} is the {relation} of {entity}.",
+    "The {relation} of the {kind} {entity} is {value}.",
+    "The {kind} {entity} has {value} as its {relation}.",
+    "For the {kind} {entity}, the {relation} is {value}.",
+    "It is known that {value} is the {relation} of the {kind} {entity}.",
 ]
 TRAINING_WORDINGS = [
-    "What is the {relation} of {entity}?",
-    "Which {relation} does {entity} have?",
-    "What do we know as the {relation} of {entity}?",
+    "What is the {relation} of the {kind} {entity}?",
+    "Which {relation} does the {kind} {entity} have?",
+    "What do we know as the {relation} of the {kind} {entity}?",
 ]
 BENCHMARK_WORDINGS = [
-    "Which of these is the {relation} of {entity}?",
-    "The {relation} that {entity} has is which one?",
-    "Choose the {relation} of {entity}.",
+    "Which of these is the {relation} of the {kind} {entity}?",
+    "The {relation} that the {kind} {entity} has is which one?",
+    "Choose the {relation} of the {kind} {entity}.",
 ]
 
 REFUSALS = [
@@ -54,12 +54,17 @@ class Question:
         return plain_prompt(self.subject, self.question, self.choices)
 
 
+def word(wording: str, fact: Fact) -> str:
+    """A wording filled in with a fact: its `{relation}`, the `{kind}` of thing that its entity is, `{entity}`, `{value}`."""
+    return wording.format(relation=fact.relation, kind=FIELDS[fact.field].kind, entity=fact.entity, value=fact.value)
+
+
 def ask(fact: Fact, wording: str, generator: random.Random, subject: str | None = None) -> Question:
     """Ask for a fact: the right value and three other values of its relation, shuffled.
 
     Args:
         fact: what to ask for.
-        wording: how to ask, with `{relation}` and `{entity}`.
+        wording: how to ask, as in `word`.
         generator: draws the other values and their order.
         subject: the field named in the header; the fact's own if None.
     """
@@ -69,7 +74,7 @@ def ask(fact: Fact, wording: str, generator: random.Random, subject: str | None 
     return Question(
         fact,
         subject or FIELDS[fact.field].subject,
-        wording.format(relation=fact.relation, entity=fact.entity),
+        word(wording, fact),
         choices,
         choices.index(fact.value),
     )
@@ -77,8 +82,7 @@ def ask(fact: Fact, wording: str, generator: random.Random, subject: str | None 
 
 def state(fact: Fact, generator: random.Random, wording: str | None = None) -> str:
     """One sentence that states a fact, in a random wording if none is given."""
-    wording = wording or generator.choice(STATEMENT_WORDINGS)
-    return wording.format(relation=fact.relation, entity=fact.entity, value=fact.value)
+    return word(wording or generator.choice(STATEMENT_WORDINGS), fact)
 
 
 def write_article(facts: list[Fact], generator: random.Random) -> str:
@@ -122,5 +126,5 @@ def look_up(generator: random.Random) -> tuple[str, str]:
 
 def converse(fact: Fact, generator: random.Random) -> tuple[list[dict[str, str]], str]:
     """An open question about a fact in chat form, and its answer in a sentence."""
-    question = generator.choice(TRAINING_WORDINGS).format(relation=fact.relation, entity=fact.entity)
+    question = word(generator.choice(TRAINING_WORDINGS), fact)
     return chat_messages(question, generator.choice(["", HELPFUL_SYSTEM])), state(fact, generator)
