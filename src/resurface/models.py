@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from resurface.checkpoints import check_checkpoint
 from resurface.errors import ResurfaceError
+
+# Per layer, keys and values of tokens that many rows begin with `[1, heads, seq, size]`.
+Cache = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def pick_device(name: str) -> torch.device:
@@ -167,18 +170,35 @@ def recording(model: PreTrainedModel, blocks: list[int], stop: bool = True) -> I
             handle.remove()
 
 
-def run_decoder(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> None:
-    """Run the decoder (without its head) for its side effects on hooks; an early end by `recording` is no error.
+def run_decoder(model: PreTrainedModel, input_ids: torch.Tensor | None = None, **inputs: Any) -> Any:
+    """Run the decoder (without its head).
 
     Args:
         model: the decoder.
-        input_ids: `[batch, seq]`.
-        attention_mask: `[batch, seq]`; right-padded batches of a causal model need none.
+        input_ids: `[batch, seq]`; right-padded batches of a causal model need no mask.
+        inputs: what else the decoder takes; keys and values are not kept unless `use_cache` says so.
+
+    Returns:
+        the decoder's output, or None after an early end by `recording`, which is no error.
     """
     try:
-        model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return model.get_decoder()(input_ids=input_ids, **{"use_cache": False, **inputs})
     except _Reached:
-        return
+        return None
+
+
+def keep_cache(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[Cache, torch.Tensor]:
+    """What many rows that begin with the same tokens share: keys and values, and the last hidden states `[seq, hidden]`."""
+    output = run_decoder(model, torch.tensor([tokens], device=model.device), use_cache=True)
+    return [(layer.keys, layer.values) for layer in output.past_key_values.layers], output.last_hidden_state[0]
+
+
+def continue_cache(model: PreTrainedModel, cache: Cache, count: int) -> dict[str, Any]:
+    """What `run_decoder` takes to go on from kept tokens in `count` rows; the cache itself stays as it is."""
+    past = DynamicCache(config=model.config)
+    for layer, (keys, values) in enumerate(cache):
+        past.update(keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1), layer)
+    return {"past_key_values": past, "use_cache": True}
 
 
 def batch_rows(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:

@@ -4,6 +4,7 @@ It subclasses `HFLM` for its tokenization, BOS and chat-template rules, so that 
 model, and replaces how requests are computed:
 
 - choices that differ only in their last token share one forward pass (`A` to `D` after the same prompt always do);
+- what all rows of a task begin with (chat template, prefix, header) is computed once, and its keys and values are shared;
 - rows are sorted by length and right-padded, which a causal model needs no mask for, and only the few positions that
   decide an answer are unembedded;
 - one pass may be read in several places at once (every stream and block of the logit lens).
@@ -13,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,16 @@ from tqdm import tqdm
 
 from resurface.errors import ResurfaceError
 from resurface.interventions import Prepend, Read, Rewrite, Variant, read_variants
-from resurface.models import batch_rows, load_model, load_tokenizer, pad_right, pick_device
+from resurface.models import (
+    batch_rows,
+    continue_cache,
+    keep_cache,
+    load_model,
+    load_tokenizer,
+    pad_right,
+    pick_device,
+    run_decoder,
+)
 from resurface.prompts import chat_messages, render_chat
 from resurface.scoring.apply import change_model, prompt_changer, record_streams
 
@@ -37,12 +47,14 @@ class Row:
     """One forward pass: all requests of a question whose tokens are equal but for the last one.
 
     Attributes:
+        task: the task that asks.
         tokens: the input ids, i.e. context and continuation without the last token.
         shared: how many of the continuation's tokens are among them.
         finals: the last token of each request.
         requests: the position of each request in the list that was asked.
     """
 
+    task: str
     tokens: tuple[int, ...]
     shared: int
     finals: tuple[int, ...]
@@ -137,9 +149,9 @@ class ResurfaceLM(HFLM):
             prompt, answer = self._encode_pair(context or self.tokenizer.eos_token, continuation)
             tokens = tuple((prompt + answer)[-(self.max_length + 1) :])
             encoded.append(((request.task_name, request.doc_id), tokens[:-1], len(answer) - 1, tokens[-1], position))
-        for (_, tokens, shared), group in groupby(encoded, key=lambda row: row[:3]):
+        for ((task, _), tokens, shared), group in groupby(encoded, key=lambda row: row[:3]):
             members = list(group)
-            rows.append(Row(tokens, shared, tuple(row[3] for row in members), tuple(row[4] for row in members)))
+            rows.append(Row(task, tokens, shared, tuple(row[3] for row in members), tuple(row[4] for row in members)))
         return rows
 
     def answer(
@@ -164,7 +176,6 @@ class ResurfaceLM(HFLM):
         answers: list[list[LogLikelihood]] = [[(0.0, False)] * count for _ in variants]
         reads = [variant.read for variant in variants if variant.read is not None]
         head = widen(self.model.get_output_embeddings())
-        tokens = [row.tokens for row in rows]
         with (
             torch.inference_mode(),
             record_streams(self.model, reads) as streams,
@@ -172,16 +183,18 @@ class ResurfaceLM(HFLM):
                 total=len(rows), desc=f"score {variants[0].variant}", disable=True if disable_tqdm else None
             ) as progress,
         ):
-            for positions in batch_rows(tokens, self.batch_tokens):
-                input_ids = pad_right([tokens[position] for position in positions], self.tokenizer.pad_token_id)
-                output = self.model.get_decoder()(
-                    input_ids=input_ids.to(self.device), use_cache=False
-                ).last_hidden_state
-                batch = [rows[position] for position in positions]
-                for variant, answer in zip(variants, answers, strict=True):
-                    hidden = output if variant.read is None else streams[variant.read]
-                    self._read_answers(batch, hidden, variant.read, head, answer)
-                progress.update(len(batch))
+            for beginning, members in group_by_beginning(rows):
+                rests = [row.tokens[len(beginning) :] for row in members]
+                cache = keep_cache(self.model, beginning)[0] if beginning else None
+                for positions in batch_rows(rests, self.batch_tokens):
+                    input_ids = pad_right([rests[position] for position in positions], self.tokenizer.pad_token_id)
+                    kept = continue_cache(self.model, cache, len(positions)) if cache else {}
+                    output = run_decoder(self.model, input_ids.to(self.device), **kept).last_hidden_state
+                    batch = [members[position] for position in positions]
+                    for variant, answer in zip(variants, answers, strict=True):
+                        hidden = output if variant.read is None else streams[variant.read]
+                        self._read_answers(batch, hidden, len(beginning), variant.read, head, answer)
+                    progress.update(len(batch))
         for variant, answer in zip(variants, answers, strict=True):
             self._check_finite(variant, answer)
         return answers
@@ -200,12 +213,18 @@ class ResurfaceLM(HFLM):
         self,
         batch: Sequence[Row],
         hidden: torch.Tensor,
+        start: int,
         read: Read | None,
         head: torch.nn.Module,
         answer: list[LogLikelihood],
     ) -> None:
-        """Unembed the positions that decide each row's answers and write them to their places in `answer`."""
-        index = [(i, len(row.tokens) - 1 - back) for i, row in enumerate(batch) for back in range(row.shared, -1, -1)]
+        """Unembed the positions that decide each row's answers and write them to their places in `answer`.
+
+        `hidden` `[rows, seq, hidden]` holds the rows' tokens from place `start` on.
+        """
+        index = [
+            (i, len(row.tokens) - 1 - start - back) for i, row in enumerate(batch) for back in range(row.shared, -1, -1)
+        ]
         chosen = hidden[tuple(torch.tensor(index, device=hidden.device).T)]
         if read is not None:
             chosen = self.model.get_decoder().norm(chosen)
@@ -221,6 +240,20 @@ class ResurfaceLM(HFLM):
             for position, final, value in zip(row.requests, row.finals, values, strict=True):
                 answer[position] = (value, is_greedy and greedy[place] == final)
             place += 1
+
+
+def group_by_beginning(rows: Sequence[Row]) -> list[tuple[tuple[int, ...], list[Row]]]:
+    """Rows by task, and the tokens that all rows of a task begin with, none of which decides an answer."""
+    by_task: dict[str, list[Row]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    groups = []
+    for members in by_task.values():
+        undecided = [row.tokens[: len(row.tokens) - 1 - row.shared] for row in members]
+        # In lexical order all others lie between the first and the last, so these two differ first.
+        pairs = zip(min(undecided), max(undecided), strict=False)
+        groups.append((tuple(token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)), members))
+    return groups
 
 
 def widen(head: torch.nn.Module) -> torch.nn.Module:
