@@ -105,6 +105,7 @@ class ResurfaceLM(HFLM):
                 raise ResurfaceError(f"{self.folder}: no variant {variant!r}; allowed are {', '.join(found)}")
             self.variant = found[variant]
         self._messages: dict[str, list[dict[str, str]]] = {}
+        self._encoded: dict[str, list[int]] = {}
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a conversation in the paper's chat form: with an empty system turn unless it has one.
@@ -133,22 +134,44 @@ class ResurfaceLM(HFLM):
         """Refused."""
         raise ResurfaceError("resurface answers multiple-choice tasks only; this task asks for generated text")
 
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """Encode a text by the harness's rules, or look it up among those that were encoded at once."""
+        if string in self._encoded and not args and not kwargs:
+            return self._encoded[string]
+        return list(super().tok_encode(string, *args, **kwargs))
+
+    def _encode_at_once(self, texts: list[str]) -> dict[str, list[int]]:
+        """What `tok_encode` makes of texts, in a fifth of the time; those that begin with BOS are left to it."""
+        bos = self.tokenizer.decode(self.prefix_token_id)
+        others = [text for text in dict.fromkeys(texts) if text and not text.startswith(bos)]
+        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+        return dict(zip(others, self.tokenizer(others, **special)["input_ids"], strict=True)) if others else {}
+
     def plan_rows(self, requests: Sequence[Instance], variant: Variant) -> list[Row]:
         """Encode requests as the harness does, under a variant's change of the prompt, and merge them into rows."""
         rows: list[Row] = []
-        encoded = []
         change = prompt_changer(variant.prompt, self.folder)
-        for position, request in enumerate(requests):
-            context, continuation = request.args
+        contexts = {request.args[0]: "" for request in requests}
+        for context in contexts:
             messages = self._messages.get(context)
-            if messages is None:
-                context = change(context)
-            elif variant.prompt is not None:
+            if variant.prompt is None:
+                changed = context
+            elif messages is None:
+                changed = change(context)
+            else:
                 user = {"role": "user", "content": change(messages[-1]["content"])}
-                context = render_chat(self.tokenizer, [*messages[:-1], user])
-            prompt, answer = self._encode_pair(context or self.tokenizer.eos_token, continuation)
+                changed = render_chat(self.tokenizer, [*messages[:-1], user])
+            contexts[context] = changed or self.tokenizer.eos_token
+        pairs = [(contexts[request.args[0]], request.args[1]) for request in requests]
+        self._encoded = self._encode_at_once(
+            [context.rstrip() for context in contexts.values()] + [context + answer for context, answer in pairs]
+        )
+        encoded = []
+        for position, (request, pair) in enumerate(zip(requests, pairs, strict=True)):
+            prompt, answer = self._encode_pair(*pair)
             tokens = tuple((prompt + answer)[-(self.max_length + 1) :])
             encoded.append(((request.task_name, request.doc_id), tokens[:-1], len(answer) - 1, tokens[-1], position))
+        self._encoded = {}
         for ((task, _), tokens, shared), group in groupby(encoded, key=lambda row: row[:3]):
             members = list(group)
             rows.append(Row(task, tokens, shared, tuple(row[3] for row in members), tuple(row[4] for row in members)))
