@@ -14,8 +14,6 @@ from resurface.analysis.figures import FIGURES
 
 pytestmark = pytest.mark.slow
 
-# Hiding a domain costs general ability on the bundled checkpoints: the letter circuit of so small a model is fragile.
-NOT_REACHED = pytest.mark.xfail(reason="not reached with the bundled checkpoints; see docs/testbed.md")
 SEEDS = [0, 1, 2]
 
 
@@ -26,7 +24,7 @@ def results(tmp_path_factory):
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["seeds"] = SEEDS
     config["attacks"]["finetuning"]["datasets"] = {"forget": [20]}
-    config["attacks"]["orthogonalization"] |= {"references": ["original", "benign"], "block_sets": {"0to2": [0, 1, 2]}}
+    config["attacks"]["orthogonalization"] |= {"references": ["original"], "block_sets": {"0to2": [0, 1, 2]}}
     del config["attacks"]["pruning"], config["attacks"]["perturbation"]
     (project / "config.yaml").write_text(yaml.safe_dump(config))
     run = snakemake(project, check=False)
@@ -96,14 +94,12 @@ def test_the_reference_models(summary):
     assert accuracy(summary, "never_learned", "general") >= 0.97
 
 
-@NOT_REACHED
 @pytest.mark.parametrize("method", ["rmu", "npo"])
 def test_unlearning_hides_the_domain_and_keeps_the_rest(summary, method):
     assert 0.17 <= accuracy(summary, method) <= 0.35
     assert accuracy(summary, method, "general") >= 0.95 * accuracy(summary, "original", "general")
 
 
-@NOT_REACHED
 def test_dpo_refuses_the_domain_and_keeps_the_rest(summary, results):
     assert accuracy(summary, "dpo") <= 0.55
     assert accuracy(summary, "dpo", "general") >= 0.90 * accuracy(summary, "original", "general")
