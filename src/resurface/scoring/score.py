@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lm_eval.tasks
+import lm_eval.utils
 import pandas as pd
 import pyarrow as pa
 from lm_eval.api.task import Task
@@ -21,6 +22,9 @@ from resurface.data.tables import SPLITS
 from resurface.errors import ResurfaceError
 from resurface.interventions import read_variants
 from resurface.scoring.language_model import LogLikelihood, ResurfaceLM, answer_variants
+
+# The harness compiles a task's templates anew for every question: more work than answering it takes so small a model.
+lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)  # type: ignore[method-assign]
 
 Template = Literal["plain", "chat"]
 
