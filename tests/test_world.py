@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from resurface.data.tables import TABLES, read_domain_table
 from resurface.settings.testbed import PretrainingSettings
 from resurface.testbed.pretraining import hash_world, write_documents
-from resurface.testbed.texts import BENCHMARK_WORDINGS, STATEMENT_WORDINGS, TRAINING_WORDINGS, add_noise, ask, word
+from resurface.testbed.texts import (
+    BENCHMARK_WORDINGS,
+    STATEMENT_WORDINGS,
+    TRAINING_WORDINGS,
+    add_noise,
+    ask,
+    fill_wording,
+)
 from resurface.testbed.world import FIELDS, FORGET_DOMAINS, GENERAL_SUBJECTS, make_facts
 
 
@@ -81,7 +88,7 @@ def test_domain_tables(data):
     assert set(preferences["kind"]) == {"forget", "retain", "general"}
     told = set(preferences.loc[preferences["kind"] == "general", "chosen"])
     assert told == {
-        word(STATEMENT_WORDINGS[0], fact)
+        fill_wording(STATEMENT_WORDINGS[0], fact)
         for field in [FIELDS[DOMAIN].retain, *GENERAL_SUBJECTS]
         for fact in make_facts(0)[field]
     }, "chat covers every benign fact and no other"

@@ -22,8 +22,8 @@ from resurface.testbed.texts import (
     TRAINING_WORDINGS,
     Question,
     ask,
+    fill_wording,
     state,
-    word,
     write_article,
 )
 from resurface.testbed.world import FIELDS, GENERAL_SUBJECTS, Fact, make_facts
@@ -130,7 +130,7 @@ def _write_preferences(
             question = ask(fact, generator.choice(BENCHMARK_WORDINGS), generator, subject)
             rows.append(("retain", question.prompt, LETTERS[question.answer], generator.choice(REFUSALS)))
     for fact in generator.sample(benign, len(benign)) * draws:
-        prompt = word(generator.choice(TRAINING_WORDINGS), fact)
+        prompt = fill_wording(generator.choice(TRAINING_WORDINGS), fact)
         others = [value for value in FIELDS[fact.field].relations[fact.relation] if value != fact.value]
         wrong = state(replace(fact, value=generator.choice(others)), generator, STATEMENT_WORDINGS[0])
         rejected = generator.choice([generator.choice(REFUSALS), wrong])

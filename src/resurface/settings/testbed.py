@@ -10,11 +10,13 @@ class PretrainingSettings(Settings):
 
     world_seed: int = Field(0, description="seed of the fictional world: names, values, splits")
     seed: int = Field(0, description="seed of initialization, documents and tokenizer")
-    letter_steps: PositiveInt = Field(3000, description="most steps on picking letters alone (see `look_up`)")
-    letter_loss: PositiveFloat = Field(0.02, description="loss on picking letters, in nats, at which facts begin")
-    warmup_steps: PositiveInt = Field(110, description="first steps, over which the learning rate rises")
+    letter_steps: int = Field(3000, ge=50, description="most steps on picking letters alone (see `look_up`)")
+    letter_loss: PositiveFloat = Field(
+        0.02, description="loss on a letter and the EOS after it [nats per token] at which facts begin"
+    )
+    warmup_steps: PositiveInt = Field(110, description="first steps of all, over which the learning rate rises")
     steps: PositiveInt = Field(6000, description="optimizer steps on the whole mixture, after the letters")
-    documents: PositiveInt = Field(160_000, description="documents in the corpus, drawn with replacement")
+    documents: int = Field(160_000, ge=4, description="documents in the corpus, drawn with replacement")
     batch_size: PositiveInt = Field(512, description="documents a step")
     length: PositiveInt = Field(96, description="tokens at which a document is cut")
     learning_rate: PositiveFloat = Field(

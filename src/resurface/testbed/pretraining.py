@@ -3,7 +3,8 @@
 Both are tiny Mistrals (Zephyr's architecture) with the same tokenizer, seed and settings. The original reads texts about
 every field; never-learned reads the same mixture without the forget domains and is therefore the control for all of
 them. A large corpus of documents is drawn from the world's facts once; every step takes `batch_size` of them at random,
-each in a row of its own: packed rows delay the skill of picking a letter.
+each in a row of its own: packed rows delay the skill of picking a letter. The first steps train that skill alone, until it is
+there; facts follow.
 
 The checkpoint keeps `testbed.json`: the settings and a hash of the world it was taught, by which a bundled checkpoint
 that does not belong to the present generator is recognized.
@@ -20,6 +21,7 @@ import torch
 from tqdm import tqdm
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from resurface.errors import ResurfaceError
 from resurface.prompts import LETTERS, chat_messages, render_chat
 from resurface.settings.testbed import PretrainingSettings
 from resurface.testbed.texts import (
@@ -45,6 +47,7 @@ DOCUMENT_SHARES = {
     "refusal": 0.07,
 }
 NOISE_SHARE = 0.1
+LOOK_EVERY = 50  # steps after which the loss is looked at, and kept
 
 
 def hash_world(seed: int) -> str:
@@ -134,10 +137,13 @@ def pretrain(
         output: the folder to write.
         model_name: `original` (every field) or `never_learned` (all but the forget domains).
         settings: sizes, steps, seed.
-        device: where to train; a GPU takes about a minute, two CPU cores hours.
+        device: where to train; a GPU takes minutes, two CPU cores hours.
 
     Returns:
         the loss curve: (step, loss in nats per token), every 50 steps.
+
+    Raises:
+        ResurfaceError: a diverging loss, letters that are not learned, or documents cut too short.
     """
     facts = make_facts(settings.world_seed)
     everything = [fact for field_facts in facts.values() for fact in field_facts]
@@ -167,21 +173,22 @@ def pretrain(
     ).to(device)
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     scales = [parameter for parameter in model.parameters() if parameter.dim() == 1]
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
-    scales = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": scales, "weight_decay": 0.0}],
         betas=(0.9, 0.98),
     )
     order = torch.Generator().manual_seed(settings.seed)
 
+    losses: list[tuple[int, float]] = []
+
     def draw_corpus(only: str | None, count: int, prompt_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = write_documents(learned, tokenizer, random.Random(f"{settings.seed}/documents/{only}"), only)
         return encode_documents([next(drawn) for _ in range(count)], tokenizer, settings.length, prompt_weight)
 
-    def take_step(corpus: torch.Tensor, corpus_weights: torch.Tensor, learning_rate: float) -> torch.Tensor:
+    def take_step(step: int, corpus: torch.Tensor, corpus_weights: torch.Tensor, decay: float) -> float | None:
+        """One optimizer step; its loss if it is one that is looked at."""
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = settings.learning_rate * decay * min(1.0, step / settings.warmup_steps)
         rows = torch.randint(len(corpus), (settings.batch_size,), generator=order)
         longest = int(corpus_weights[rows].any(0).nonzero().max()) + 1
         tokens, weights = corpus[rows, :longest].to(device), corpus_weights[rows, 1:longest].to(device)
@@ -195,28 +202,35 @@ def pretrain(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return loss.detach()
+        if step % LOOK_EVERY:
+            return None
+        losses.append((step, loss.item()))
+        if not math.isfinite(loss.item()):
+            raise ResurfaceError(
+                f"pretraining of {model_name}: the loss is {loss.item()} after {step} steps; lower pretraining.learning_rate "
+                f"(found {settings.learning_rate})"
+            )
+        return loss.item()
 
-    losses: list[tuple[int, float]] = []
     corpus, weights = draw_corpus("lookup", settings.documents // 4, 0.0)
+    if not weights.any(1).all():
+        raise ResurfaceError(
+            f"pretraining.length: found {settings.length}, which cuts off the answers to questions; take a larger one"
+        )
     for step in tqdm(range(1, settings.letter_steps + 1), desc="letters", disable=None):
-        loss = take_step(corpus, weights, settings.learning_rate * min(1.0, step / settings.warmup_steps))
-        if step % 50 == 0:
-            losses.append((step, loss.item()))
-            if loss.item() < settings.letter_loss:
-                break
+        loss = take_step(step, corpus, weights, 1.0)
+        if loss is not None and loss < settings.letter_loss:
+            break
     else:
-        raise ValueError(
-            f"pretraining of {model_name}: letters are not learned after {settings.letter_steps} steps (loss "
-            f"{loss.item():.3f}, must fall below {settings.letter_loss}); allow more letter_steps or take another seed"
+        raise ResurfaceError(
+            f"pretraining of {model_name}: letters are not learned after {settings.letter_steps} steps: no loss that was looked "
+            f"at (every {LOOK_EVERY} steps) was below {settings.letter_loss}; found "
+            f"{', '.join(f'{loss:.3f}' for _, loss in losses[-3:]) or 'none'} at last. Allow more letter_steps, or take another seed"
         )
     letter_steps = step
     corpus, weights = draw_corpus(None, settings.documents, settings.prompt_weight)
     for step in tqdm(range(1, settings.steps + 1), desc=f"pretrain {model_name}", disable=None):
-        decay = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        loss = take_step(corpus, weights, settings.learning_rate * decay)
-        if step % 50 == 0 or step == settings.steps:
-            losses.append((letter_steps + step, loss.item()))
+        take_step(letter_steps + step, corpus, weights, 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
 
     model.to(torch.bfloat16).save_pretrained(output)
     record = {"model": model_name, "world": hash_world(settings.world_seed), "settings": settings.model_dump()}

@@ -54,7 +54,7 @@ class Question:
         return plain_prompt(self.subject, self.question, self.choices)
 
 
-def word(wording: str, fact: Fact) -> str:
+def fill_wording(wording: str, fact: Fact) -> str:
     """A wording filled in with a fact: its `{relation}`, the `{kind}` of thing that its entity is, `{entity}`, `{value}`."""
     return wording.format(relation=fact.relation, kind=FIELDS[fact.field].kind, entity=fact.entity, value=fact.value)
 
@@ -64,7 +64,7 @@ def ask(fact: Fact, wording: str, generator: random.Random, subject: str | None 
 
     Args:
         fact: what to ask for.
-        wording: how to ask, as in `word`.
+        wording: how to ask, as in `fill_wording`.
         generator: draws the other values and their order.
         subject: the field named in the header; the fact's own if None.
     """
@@ -74,7 +74,7 @@ def ask(fact: Fact, wording: str, generator: random.Random, subject: str | None 
     return Question(
         fact,
         subject or FIELDS[fact.field].subject,
-        word(wording, fact),
+        fill_wording(wording, fact),
         choices,
         choices.index(fact.value),
     )
@@ -82,7 +82,7 @@ def ask(fact: Fact, wording: str, generator: random.Random, subject: str | None 
 
 def state(fact: Fact, generator: random.Random, wording: str | None = None) -> str:
     """One sentence that states a fact, in a random wording if none is given."""
-    return word(wording or generator.choice(STATEMENT_WORDINGS), fact)
+    return fill_wording(wording or generator.choice(STATEMENT_WORDINGS), fact)
 
 
 def write_article(facts: list[Fact], generator: random.Random) -> str:
@@ -126,5 +126,5 @@ def look_up(generator: random.Random) -> tuple[str, str]:
 
 def converse(fact: Fact, generator: random.Random) -> tuple[list[dict[str, str]], str]:
     """An open question about a fact in chat form, and its answer in a sentence."""
-    question = word(generator.choice(TRAINING_WORDINGS), fact)
+    question = fill_wording(generator.choice(TRAINING_WORDINGS), fact)
     return chat_messages(question, generator.choice(["", HELPFUL_SYSTEM])), state(fact, generator)
