@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CHECKPOINTS, DOMAIN
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from resurface.data.tables import read_domain_table, read_questions
@@ -16,7 +18,7 @@ from resurface.interventions import Adapter, Directions, Prepend, Read, Variant,
 from resurface.models import load_model
 from resurface.prompts import LETTERS, chat_messages, plain_prompt, render_chat
 from resurface.scoring.apply import change_model
-from resurface.scoring.language_model import ResurfaceLM
+from resurface.scoring.language_model import ResurfaceLM, Row
 from resurface.scoring.score import (
     TASK_FOLDER,
     build_requests,
@@ -62,7 +64,7 @@ def scored(here, tmp_path_factory):
     )
     score(
         CHECKPOINTS / "original",
-        [folder],
+        [("", folder)],
         {DOMAIN: [TASK], "general": ["testbed_general"]},
         ["plain", "chat"],
         {"domain": DOMAIN, "method": "original", "seed": None, "attack": "test"},
@@ -98,7 +100,7 @@ def test_equal_to_the_harness_with_its_own_model(ours, template):
     their_accuracy, their_logprobs = evaluate(theirs)
     our_accuracy, our_logprobs = evaluate(ours)
     assert our_accuracy == their_accuracy
-    np.testing.assert_allclose(our_logprobs, their_logprobs, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(our_logprobs, their_logprobs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
@@ -236,7 +238,7 @@ def test_benchmarks_may_share_a_task(here, tmp_path):
     tasks = {"music": ["testbed_general_music"], "arts": ["testbed_general_music", "testbed_general_cooking"]}
     identity = {"domain": DOMAIN, "method": "original", "seed": None, "attack": "none"}
     output = tmp_path / "scores.parquet"
-    score(CHECKPOINTS / "original", [tmp_path], tasks, ["plain"], identity, output, 3000, "cpu", print)
+    score(CHECKPOINTS / "original", [("", tmp_path)], tasks, ["plain"], identity, output, 3000, "cpu", print)
     table = pd.read_parquet(output)
     assert table.groupby(["benchmark", "task"]).size().to_dict() == {
         ("arts", "testbed_general_cooking"): 40,
@@ -247,6 +249,21 @@ def test_benchmarks_may_share_a_task(here, tmp_path):
     shared = table[table["task"] == "testbed_general_music"].groupby("benchmark")["logprobs"]
     one, other = (np.stack(list(values)) for _, values in shared)
     assert np.array_equal(one, other)
+
+
+def test_variants_of_another_model_are_named_after_it(here, tmp_path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder, text in ((own, "Well. "), (other, "So. ")):
+        folder.mkdir()
+        write_variants(folder, [Variant(variant="best", prompt=Prepend(text=text))])
+    output = tmp_path / "scores.parquet"
+    identity = {"domain": DOMAIN, "method": "npo", "seed": 0, "attack": "enhanced_gcg"}
+    folders = [("", own), ("from-rmu-seed0-", other)]
+    tasks = {"music": ["testbed_general_music"]}
+    score(CHECKPOINTS / "original", folders, tasks, ["plain"], identity, output, 3000, "cpu", print)
+    table = pd.read_parquet(output).groupby("variant")["logprobs"].agg(list)
+    assert list(table.index) == ["best", "from-rmu-seed0-best"]
+    assert not np.array_equal(np.stack(table.iloc[0]), np.stack(table.iloc[1]))
 
 
 def test_a_task_that_asks_for_more_than_its_choices_is_refused(ours):
@@ -295,6 +312,74 @@ def test_repeats_are_numbered_across_the_tasks_of_a_benchmark():
     first = found[0]["question_id"]
     assert [question["question_id"] for question in found] == [first, f"{first}-1", f"{first}-2"]
     assert {question["cluster"] for question in found} == {first}
+
+
+TEXTS = st.lists(st.sampled_from(["a", "The", " ", "\n", "A", "<s>", "</s>", "é", "."]), max_size=12).map("".join)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=5), st.sampled_from([None, True, False]))
+def test_texts_encoded_at_once_are_encoded_as_the_harness_does(ours, texts, add_bos):
+    from lm_eval.models.huggingface import HFLM
+
+    before = ours.add_bos_token
+    ours.add_bos_token = add_bos
+    try:
+        for text, tokens in ours._encode_at_once(texts).items():
+            assert tokens == HFLM.tok_encode(ours, text)
+    finally:
+        ours.add_bos_token = before
+
+
+def test_questions_without_context_are_scored_as_the_harness_does(ours):
+    from lm_eval.models.huggingface import HFLM
+
+    documents = [{"question": "", "choices": ["The fig is ripe.", "Fig the ripe is."], "answer": 0}]
+    task = make_task("pairs", documents)
+    task.build_all_requests()
+    theirs = HFLM(pretrained=str(CHECKPOINTS / "original"), device="cpu", dtype="float32", batch_size=1)
+    found = ours.loglikelihood(task.instances, disable_tqdm=True)
+    expected = theirs.loglikelihood(task.instances, disable_tqdm=True)
+    np.testing.assert_allclose([one for one, _ in found], [one for one, _ in expected], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 8, 40])
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_shared_beginning_changes_nothing(tmp_path, tokenizer, window, count):
+    """Against whole rows one by one, also where the model attends to fewer tokens than the rows share."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=window,
+    )
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = ResurfaceLM(str(tmp_path), device="cpu", batch_tokens=90)
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(length):
+        return tuple(torch.randint(5, len(tokenizer), (length,), generator=generator).tolist())
+
+    beginning = draw(20)
+    rows = [Row("task", beginning + draw(3 + i), 1, (7, 8), (2 * i, 2 * i + 1)) for i in range(count)]
+    for variant in (Variant(variant="none"), Variant(variant="lens", read=Read(stream="block", block=1))):
+        (found,) = model.answer(rows, [variant], disable_tqdm=True)
+        for row in rows:
+            with torch.no_grad():
+                output = model.model(torch.tensor([row.tokens]), output_hidden_states=True)
+                logits = output.logits[0]
+                if variant.read:
+                    logits = model.model.lm_head(model.model.model.norm(output.hidden_states[2][0]))
+            logprobs = logits.log_softmax(-1)
+            for position, final in zip(row.requests, row.finals, strict=True):
+                expected = (logprobs[-2, row.tokens[-1]] + logprobs[-1, final]).item()
+                assert found[position][0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_diverged_model_is_named(here):

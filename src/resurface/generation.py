@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 @torch.inference_mode()
-def generate_replies(model: Any, tokenizer: Any, texts: list[str], new_tokens: int, batch_size: int) -> list[str]:
+def generate_tokens(model: Any, tokenizer: Any, texts: list[str], new_tokens: int, batch_size: int) -> list[list[int]]:
     """Continue texts greedily, in batches padded on the left.
 
     Args:
@@ -18,14 +18,22 @@ def generate_replies(model: Any, tokenizer: Any, texts: list[str], new_tokens: i
         batch_size: prompts per batch.
 
     Returns:
-        the replies as text, special tokens left out; a model that ends at once replies with an empty text.
+        the tokens of each reply, up to and including EOS: one at least.
     """
-    replies: list[str] = []
+    replies: list[list[int]] = []
     for start in tqdm(range(0, len(texts), batch_size), desc="generate", disable=None):
         batch = texts[start : start + batch_size]
         inputs = tokenizer(batch, return_tensors="pt", padding=True, padding_side="left").to(model.device)
         tokens = model.generate(
             **inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
-        replies += tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for row in tokens[:, inputs["input_ids"].shape[1] :].tolist():
+            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+            replies.append(row[:end])
     return replies
+
+
+def generate_replies(model: Any, tokenizer: Any, texts: list[str], new_tokens: int, batch_size: int) -> list[str]:
+    """The replies of `generate_tokens` as text, special tokens left out; a model that ends at once replies with an empty one."""
+    replies = generate_tokens(model, tokenizer, texts, new_tokens, batch_size)
+    return list(tokenizer.batch_decode(replies, skip_special_tokens=True))

@@ -7,18 +7,17 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from resurface.checkpoints import check_checkpoint
 from resurface.errors import ResurfaceError
-
-# Per layer, keys and values of tokens that many rows begin with `[1, heads, seq, size]`.
-Cache = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def pick_device(name: str) -> torch.device:
@@ -31,7 +30,12 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ResurfaceError(f"device: found {name!r}, but this machine has no CUDA device; allowed here: auto, cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ResurfaceError(
+            f"device: found {name!r}, but this machine has {torch.cuda.device_count()}; counting starts at 0"
+        )
+    return device
 
 
 def set_seed(seed: int) -> None:
@@ -187,17 +191,25 @@ def run_decoder(model: PreTrainedModel, input_ids: torch.Tensor | None = None, *
         return None
 
 
-def keep_cache(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[Cache, torch.Tensor]:
-    """What many rows that begin with the same tokens share: keys and values, and the last hidden states `[seq, hidden]`."""
+def keep_cache(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[Cache | None, torch.Tensor]:
+    """What many rows that begin with the same tokens share.
+
+    Returns:
+        keys and values, or None if this model keeps something else or more (shared, compressed or indexed keys, recurrent
+        states), so that its rows cannot go on from them; and the last hidden states `[seq, hidden]`.
+    """
     output = run_decoder(model, torch.tensor([tokens], device=model.device), use_cache=True)
-    return [(layer.keys, layer.values) for layer in output.past_key_values.layers], output.last_hidden_state[0]
+    cache = output.past_key_values
+    is_plain = all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in getattr(cache, "layers", [None])
+    )
+    return cache if is_plain else None, output.last_hidden_state[0]
 
 
-def continue_cache(model: PreTrainedModel, cache: Cache, count: int) -> dict[str, Any]:
+def continue_cache(cache: Cache, count: int) -> dict[str, Any]:
     """What `run_decoder` takes to go on from kept tokens in `count` rows; the cache itself stays as it is."""
-    past = DynamicCache(config=model.config)
-    for layer, (keys, values) in enumerate(cache):
-        past.update(keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1), layer)
+    past = deepcopy(cache)
+    past.batch_repeat_interleave(count)
     return {"past_key_values": past, "use_cache": True}
 
 

@@ -147,6 +147,11 @@ class ResurfaceLM(HFLM):
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         return dict(zip(others, self.tokenizer(others, **special)["input_ids"], strict=True)) if others else {}
 
+    def _encode_without_context(self, answer: str) -> tuple[list[int], list[int]]:
+        """Encode a continuation of nothing as `HFLM.loglikelihood` does: after BOS, or else EOS."""
+        tokens = list(super().tok_encode(answer, add_special_tokens=False))
+        return ([self.prefix_token_id], tokens) if tokens[0] != self.prefix_token_id else (tokens[:1], tokens[1:])
+
     def plan_rows(self, requests: Sequence[Instance], variant: Variant) -> list[Row]:
         """Encode requests as the harness does, under a variant's change of the prompt, and merge them into rows."""
         rows: list[Row] = []
@@ -161,14 +166,14 @@ class ResurfaceLM(HFLM):
             else:
                 user = {"role": "user", "content": change(messages[-1]["content"])}
                 changed = render_chat(self.tokenizer, [*messages[:-1], user])
-            contexts[context] = changed or self.tokenizer.eos_token
+            contexts[context] = changed
         pairs = [(contexts[request.args[0]], request.args[1]) for request in requests]
         self._encoded = self._encode_at_once(
             [context.rstrip() for context in contexts.values()] + [context + answer for context, answer in pairs]
         )
         encoded = []
         for position, (request, pair) in enumerate(zip(requests, pairs, strict=True)):
-            prompt, answer = self._encode_pair(*pair)
+            prompt, answer = self._encode_pair(*pair) if pair[0] else self._encode_without_context(pair[1])
             tokens = tuple((prompt + answer)[-(self.max_length + 1) :])
             encoded.append(((request.task_name, request.doc_id), tokens[:-1], len(answer) - 1, tokens[-1], position))
         self._encoded = {}
@@ -207,16 +212,17 @@ class ResurfaceLM(HFLM):
             ) as progress,
         ):
             for beginning, members in group_by_beginning(rows):
-                rests = [row.tokens[len(beginning) :] for row in members]
                 cache = keep_cache(self.model, beginning)[0] if beginning else None
-                for positions in batch_rows(rests, self.batch_tokens):
-                    input_ids = pad_right([rests[position] for position in positions], self.tokenizer.pad_token_id)
-                    kept = continue_cache(self.model, cache, len(positions)) if cache else {}
-                    output = run_decoder(self.model, input_ids.to(self.device), **kept).last_hidden_state
+                start = len(beginning) if cache else 0
+                # Batches are cut by whole rows, because shared keys and values take room in each of them.
+                for positions in batch_rows([row.tokens for row in members], self.batch_tokens):
                     batch = [members[position] for position in positions]
+                    input_ids = pad_right([row.tokens[start:] for row in batch], self.tokenizer.pad_token_id)
+                    kept = continue_cache(cache, len(batch)) if cache else {}
+                    output = run_decoder(self.model, input_ids.to(self.device), **kept).last_hidden_state
                     for variant, answer in zip(variants, answers, strict=True):
                         hidden = output if variant.read is None else streams[variant.read]
-                        self._read_answers(batch, hidden, len(beginning), variant.read, head, answer)
+                        self._read_answers(batch, hidden, start, variant.read, head, answer)
                     progress.update(len(batch))
         for variant, answer in zip(variants, answers, strict=True):
             self._check_finite(variant, answer)
