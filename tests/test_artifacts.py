@@ -243,6 +243,6 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_a_users_checkpoint_is_linked_not_copied(tmp_path):
     take_over(CHECKPOINTS / "original", tmp_path / "original")
     assert (tmp_path / "original" / "model.safetensors").is_symlink()
-    take_over(Path("testbed/original"), tmp_path / "bundled")
+    take_over(Path("testbed:original"), tmp_path / "bundled")
     assert not (tmp_path / "bundled" / "model.safetensors").is_symlink()
     assert hash_folder(tmp_path / "original") == hash_folder(tmp_path / "bundled")

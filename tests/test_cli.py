@@ -78,7 +78,7 @@ def test_an_orphan_that_still_unlearns_is_named(tmp_path):
 
 
 def test_taking_over_a_bundled_model(tmp_path):
-    run = resurface("model", "testbed/never_learned", "--output", tmp_path / "m")
+    run = resurface("model", "testbed:never_learned", "--output", tmp_path / "m")
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == (
         CHECKPOINTS / "never_learned" / "model.safetensors"

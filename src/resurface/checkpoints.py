@@ -21,14 +21,14 @@ def take_over(source: Path, output: Path) -> None:
     """Check a checkpoint folder and make it `output`.
 
     Args:
-        source: the folder, or `testbed/original` and `testbed/never_learned` for the bundled ones.
+        source: the folder, or `testbed:original` and `testbed:never_learned` for the bundled ones.
         output: the model's folder in the results.
 
     Raises:
         ResurfaceError: the checkpoint is missing, incomplete, truncated or no decoder.
     """
-    bundled = source.parts[:1] == ("testbed",)
-    folder = BUNDLED / source.name if bundled else source.absolute()
+    bundled = str(source).startswith("testbed:")
+    folder = BUNDLED / str(source).removeprefix("testbed:") if bundled else source.absolute()
     check_checkpoint(folder)
     with publish_folder(output) as temporary:
         for path in sorted(path for path in folder.iterdir() if path.is_file()):

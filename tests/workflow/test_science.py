@@ -19,13 +19,14 @@ SEEDS = [0, 1, 2]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The default experiment over three seeds, with finetuning and orthogonalization cut to a few variants, pruning and perturbation left out."""
+    """The default experiment over three seeds, with finetuning and orthogonalization cut to a few variants, and four attacks left out."""
     project = make_project(tmp_path_factory.mktemp("science") / "resurface")
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["seeds"] = SEEDS
     config["attacks"]["finetuning"]["datasets"] = {"forget": [20]}
     config["attacks"]["orthogonalization"] |= {"references": ["original"], "block_sets": {"0to2": [0, 1, 2]}}
-    del config["attacks"]["pruning"], config["attacks"]["perturbation"]
+    for attack in ("pruning", "perturbation", "random_prefix", "enhanced_gcg"):
+        del config["attacks"][attack]
     (project / "config.yaml").write_text(yaml.safe_dump(config))
     run = snakemake(project, check=False)
     assert run.returncode == 0, run.stdout[-5000:]
@@ -120,7 +121,7 @@ def test_twenty_questions_bring_the_knowledge_back(summary, method):
 
 @pytest.mark.parametrize("attack", ["finetuning", "orthogonalization", "logit_lens"])
 def test_attacks_teach_the_control_nothing(summary, scores, attack):
-    """The control's gain over its own accuracy without attack, both in the better template: its interval ends at 8 points."""
+    """The control's gain over its own accuracy without attack, each in what validation chose: its interval ends at 8 points."""
     control = summary[(summary["method"] == "never_learned") & (summary["benchmark"] == DOMAIN)]
     test = scores[(scores["method"] == "never_learned") & (scores["benchmark"] == DOMAIN) & (scores["split"] == "test")]
 
@@ -134,10 +135,10 @@ def test_attacks_teach_the_control_nothing(summary, scores, attack):
         return rows["correct"].to_numpy(float), rows["cluster"].to_numpy()
 
     tested = control[control["split"] == "test"]
-    alone = tested[tested["attack"] == "none"]
+    alone = tested[(tested["attack"] == "none") & tested["selected"]]
     attacked = tested[(tested["attack"] == attack) & tested["selected"]]
     assert sorted(attacked["seed"]) == SEEDS
-    before, clusters = answers(alone.loc[alone["accuracy"].idxmax()])
+    before, clusters = answers(alone.iloc[0])
     gains = np.stack([answers(chosen)[0] - before for _, chosen in attacked.iterrows()])
     facts = [np.flatnonzero(clusters == fact) for fact in np.unique(clusters)]
     by_fact = np.stack([gains[:, questions].mean(1) for questions in facts], axis=1)
@@ -151,7 +152,7 @@ def test_attacks_teach_the_control_nothing(summary, scores, attack):
 
 def test_the_reports_are_there(results):
     page = (results / "report.html").read_text()
-    assert "never learned" in page or "never_learned" in page
+    assert "never-learned (control)" in page
     for figure in FIGURES:
         assert (results / "figures" / f"{figure}.svg").stat().st_size > 1000
         assert (results / "figures" / f"{figure}.png").stat().st_size > 1000

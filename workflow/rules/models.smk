@@ -10,7 +10,7 @@ def model_source(wildcards):
     """Where a reference model comes from, as the configuration says."""
     source = getattr(experiment.models, wildcards.model)
     if source == "testbed":
-        return f"testbed/{wildcards.model}"
+        return f"testbed:{wildcards.model}"
     return f"results/testbed/{wildcards.model}" if source == "pretrain" else source
 
 

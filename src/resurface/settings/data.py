@@ -13,7 +13,8 @@ class TestbedSettings(Settings):
     world_seed: int = Field(0, description="seed of the fictional world; the bundled checkpoints know world 0")
     articles: PositiveInt = Field(1024, description="articles in each of the forget and retain corpora")
     preference_draws: PositiveInt = Field(
-        8, description="preference pairs per train fact, each with wording and options drawn anew"
+        8,
+        description="preference pairs per train fact, and per benign fact in general chat, each with wording and options drawn anew",
     )
     general_questions: PositiveInt = Field(
         40, description="general questions per subject, validation and test together"

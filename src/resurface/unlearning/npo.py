@@ -3,9 +3,8 @@
     L = −(2/β) · E_forget[ log σ( −β (log π(y|x) − log π_ref(y|x)) ) ] + retain_weight · NLL_retain
 
 y is the *harmful* answer; log-probabilities are summed over its tokens (not over the EOS after it, whose likelihood all
-answers share). The reference is the frozen original; its
-log-probabilities are computed once, so no second model is held. As many retain samples as forget samples, multiple choice
-and general chat 1:1; half of all samples are in chat form.
+answers share). The reference is the frozen original; its log-probabilities are computed once, so no second model is held. As many retain samples as forget samples, multiple choice
+and general chat 1:1; half of the multiple-choice samples are in chat form, general chat always is.
 """
 
 from typing import Any
