@@ -37,6 +37,8 @@ def test_the_default_configuration_is_valid():
         "orthogonalization",
         "pruning",
         "perturbation",
+        "random_prefix",
+        "enhanced_gcg",
         "logit_lens",
     ]
 
@@ -86,6 +88,14 @@ def test_the_default_configuration_is_valid():
         ("attacks.orthogonalization.block_sets", {"3": []}, ["attacks.orthogonalization.block_sets.3", "at least 1"]),
         ("attacks.orthogonalization.block_sets", {"all": [1]}, ["attacks.orthogonalization.block_sets.all", "itself"]),
         ("scoring.templates", [], ["scoring.templates", "at least 1"]),
+        (
+            "attacks.enhanced_gcg.start_from",
+            {"npo": "gnu"},
+            ["attacks.enhanced_gcg.start_from", "'gnu'", "rmu, npo, dpo"],
+        ),
+        ("attacks.enhanced_gcg.start_from", {"npo": "rmu", "rmu": "npo"}, ["start_from", "npo ← rmu ← npo"]),
+        ("attacks.enhanced_gcg.snapshots", 26, ["snapshots 26", "steps 25"]),
+        ("attacks.enhanced_gcg.minimum_lengths", [30, 20], ["minimum_lengths [30, 20]", "maximum_length 40"]),
         ("data.world_seed", 1, ["data.world_seed: found 1", "models.original is `testbed`", "world 0", "`pretrain`"]),
     ],
 )

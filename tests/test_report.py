@@ -114,14 +114,35 @@ def make_perplexity() -> pd.DataFrame:
     return table.astype({"seed": "Int64"})
 
 
+def make_worst_case() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "domain": "runecraft",
+            "method": ["npo", "npo"],
+            "seed": [0, 1],
+            "best_attack": ["finetuning", "logit_lens"],
+            "accuracy": [0.7, 0.9],
+            "recovered": [0.62, 0.66],
+            "guessing": [0.0311, 0.0309],
+            "beyond_guessing": [0.61, 0.63],
+        }
+    )
+
+
 def render(
     summary: pd.DataFrame,
     output: Path,
     refusals: pd.DataFrame | None = None,
     perplexity: pd.DataFrame | None = None,
 ) -> str:
-    write_report(summary, refusals, perplexity, EXPERIMENT, output)
+    write_report(summary, make_worst_case(), refusals, perplexity, EXPERIMENT, output)
     return output.read_text(encoding="utf-8").replace("\u00a0", " ")
+
+
+def test_the_worst_case_is_a_mean_over_seeds(page):
+    rows = page[page.index("The worst case") :]
+    cells = re.findall(r"<td>(.*?)</td>", rows[: rows.index("</table>")])
+    assert cells == ["finetuning / logit lens", "80 %", "64 %", "3 %", "62 %"]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +165,7 @@ def test_hostile_text_stays_text(page: str) -> None:
 
 def test_the_page_is_well_formed_where_figures_are_inlined(page: str) -> None:
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(figures) == 6
+    assert len(figures) == 7
     for figure in figures:
         ElementTree.fromstring(figure)
     ids = re.findall(r'\sid="([^"]+)"', page)
@@ -157,9 +178,9 @@ def test_same_input_same_bytes(page: str, tmp_path: Path) -> None:
 
 def test_accessible_tables(page: str) -> None:
     assert '<html lang="en">' in page
-    assert page.count("<table") == page.count("<caption>") == 3
+    assert page.count("<table") == page.count("<caption>") == 4
     assert all("scope=" in header for header in re.findall(r"<th\b[^>]*>", page))
-    assert page.count('role="img" aria-label="') == 6
+    assert page.count('role="img" aria-label="') == 7
 
 
 def test_sentences(page: str) -> None:

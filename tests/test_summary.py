@@ -57,6 +57,7 @@ def table(tmp_path_factory):
         scores("npo", 0, "none", {"plain": 0.2, "chat": 0.4}),
         scores("npo", 0, "finetuning", both(0.7), "forget-n5"),
         scores("npo", 0, "finetuning", {"plain": 0.8, "chat": 0.75}, "forget-n20"),
+        scores("npo", 0, "finetuning", both(0.95), "from-rmu-seed0-forget-n20"),
         scores("npo", 0, "none", both(0.9), benchmark="general"),
     ]
     paths = []
@@ -136,6 +137,7 @@ def test_excess_is_over_the_control_under_the_same_attack(table):
 
 
 def test_one_variant_and_template_is_selected_on_validation(table):
+    """One that was made on another model is never selected, however good it is."""
     chosen = table[table["selected"] & (table["method"] == "npo") & (table["attack"] == "finetuning")]
     assert set(zip(chosen["variant"], chosen["template"], strict=True)) == {("forget-n20", "plain")}
     assert set(chosen["split"]) == {"validation", "test"}

@@ -28,8 +28,11 @@ SettingsOption = Annotated[str, typer.Option(help="Settings as JSON; a key left 
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>.")]
 TemplatesOption = Annotated[str, typer.Option(help="JSON: prompt forms.")]
-InterventionsOption = Annotated[list[Path], typer.Option(help="The attack's folder; may be given several times.")]
+InterventionsOption = Annotated[
+    list[Path] | None, typer.Option(help="The attack's folder; may be given several times.")
+]
 DataOption = Annotated[Path, typer.Option(help="The domain's data folder.")]
+ResumeOption = Annotated[Path, typer.Option(help="Where interrupted state is kept.")]
 
 log = logging.getLogger("resurface")
 
@@ -130,22 +133,19 @@ def unlearn(
     settings: SettingsOption = "{}",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
-    resume: Annotated[Path, typer.Option(help="Where interrupted state is kept.")] = Path("results/.resume"),
+    resume: ResumeOption = Path("results/.resume"),
 ) -> None:
     """Unlearn a domain with a method and write the checkpoint."""
     from importlib import import_module
 
-    from resurface.artifacts import check_folder, holding_lock
-    from resurface.reproducibility.resume import resume_folder
+    from resurface.artifacts import check_folder
+    from resurface.reproducibility.resume import holding_job, resume_folder
 
     entry = _find_entry("METHODS", method)
     chosen = _read_settings(entry.settings_class(), settings)
     check_folder(model)
     place = resume_folder(resume, entry.module, chosen.model_dump_json(), f"seed{seed}", model, data)
-
-    # An orphan of an earlier call may still work on the same state, or on the same output from other settings.
-    locks = (place.with_name(f".{place.name}.lock"), output.with_name(f".{output.name}.job.lock"))
-    with holding_lock(locks[0], output), holding_lock(locks[1], output):
+    with holding_job(place, output):
         from resurface.models import pick_device
         from resurface.unlearning.training import Run
 
@@ -162,31 +162,45 @@ def attack(
     output: OutputOption,
     settings: SettingsOption = "{}",
     part: Annotated[str, typer.Option(help="Which of the attack's jobs, `all` for an attack that is one job.")] = "all",
+    start: Annotated[
+        Path | None, typer.Option(help="The same attack's folder on another model, for a search that starts from it.")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    resume: ResumeOption = Path("results/.resume"),
 ) -> None:
     """Attack a model and write the interventions, one per variant."""
     from importlib import import_module
 
     from resurface.artifacts import check_folder
     from resurface.attacks.target import Target
+    from resurface.reproducibility.resume import holding_job, resume_folder
 
     entry = _find_entry("ATTACKS", attack)
     chosen = _read_settings(entry.settings_class(), settings)
     parts = list(getattr(chosen, entry.parts)) if entry.parts else ["all"]
     if part not in parts:
         raise ResurfaceError(f"--part: found {part!r}; allowed for {attack} with these settings: {', '.join(parts)}")
-    target = Target(check_folder(model), check_folder(original), data, output, seed, device)
-    import_module(entry.module).attack(target, chosen, part)
+    for folder in filter(None, (model, original, start)):
+        check_folder(folder)
+    inputs = [model, original, data, *([start] if start else [])]
+    place = resume_folder(resume, entry.module, chosen.model_dump_json(), f"seed{seed}", part, *inputs)
+    with holding_job(place, output):
+        target = Target(model, original, data, output, seed, device, place, start)
+        import_module(entry.module).attack(target, chosen, part)
 
 
 @app.command()
 def score(
-    model: Annotated[Path, typer.Option(help="The checkpoint that was attacked.")],
-    interventions: InterventionsOption,
+    model: Annotated[Path, typer.Option(help="The checkpoint to score.")],
     benchmarks: Annotated[str, typer.Option(help="JSON: name → list of harness tasks.")],
     identity: Annotated[str, typer.Option(help="JSON: domain, method, seed, attack.")],
     output: OutputOption,
+    interventions: InterventionsOption = None,
+    transfer: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER of the same attack on another model; its variants get NAME in front of theirs."),
+    ] = None,
     settings: SettingsOption = "{}",
     device: DeviceOption = "auto",
 ) -> None:
@@ -195,9 +209,17 @@ def score(
     from resurface.settings.scoring import ScoringSettings
 
     chosen = _read_settings(ScoringSettings, settings)
+    transfers = [tuple(text.split("=", 1)) for text in transfer or []]
+    wrong = [text for text in transfer or [] if "=" not in text]
+    if wrong:
+        raise ResurfaceError(f"--transfer: found {wrong[0]!r}; expected NAME=FOLDER")
+    if not (interventions or transfers):
+        raise ResurfaceError(
+            "found neither --interventions nor --transfer; a model is scored under one of them at least"
+        )
     scoring.score(
         model,
-        interventions,
+        [("", folder) for folder in interventions or []] + [(f"{name}-", Path(folder)) for name, folder in transfers],
         json.loads(benchmarks),
         list(chosen.templates),
         json.loads(identity),
@@ -230,10 +252,10 @@ def refusals(
 def perplexity(
     model: Annotated[Path, typer.Option(help="The checkpoint under attack.")],
     original: Annotated[Path, typer.Option(help="The original's checkpoint.")],
-    interventions: InterventionsOption,
     tasks: Annotated[str, typer.Option(help="JSON: list of harness tasks that hold the domain's questions.")],
     identity: Annotated[str, typer.Option(help="JSON: domain, method, seed, attack.")],
     output: OutputOption,
+    interventions: InterventionsOption = None,
     settings: SettingsOption = "{}",
     templates: TemplatesOption = '["plain","chat"]',
     device: DeviceOption = "auto",
@@ -246,7 +268,7 @@ def perplexity(
     measure_perplexity(
         model,
         original,
-        [check_folder(folder) for folder in interventions],
+        [check_folder(folder) for folder in interventions or []],
         json.loads(tasks),
         json.loads(templates),
         json.loads(identity),
@@ -270,9 +292,24 @@ def summarize(
     write_table(summarize(read_scores(scores), _read_settings(SummarySettings, settings)), output)
 
 
+@app.command("worst-case")
+def worst_case(
+    scores: Annotated[list[Path], typer.Argument(help="Score tables.")],
+    summary: Annotated[Path, typer.Option(help="Their summary.")],
+    output: OutputOption,
+) -> None:
+    """Find what an adversary who may choose among all attacks gets out of each model."""
+    from resurface.analysis.summary import SUMMARY_COLUMNS, read_scores
+    from resurface.analysis.worst_case import find_worst_case
+    from resurface.artifacts import read_table, write_table
+
+    write_table(find_worst_case(read_scores(scores), read_table(summary, SUMMARY_COLUMNS)), output)
+
+
 @app.command()
 def report(
     summary: Annotated[Path, typer.Option(help="The summary table.")],
+    worst_case: Annotated[Path, typer.Option(help="The table of worst cases.")],
     output: OutputOption,
     figures: Annotated[Path, typer.Option(help="Folder for the figures.")],
     refusals: Annotated[list[Path] | None, typer.Option(help="Refusal tables; may be given several times.")] = None,
@@ -291,10 +328,11 @@ def report(
     from resurface.scoring.columns import PERPLEXITY_COLUMNS, REFUSAL_COLUMNS
 
     table = read_table(summary, SUMMARY_COLUMNS)
+    worst = pd.read_parquet(worst_case)
     refused = pd.concat([read_table(path, REFUSAL_COLUMNS) for path in refusals]) if refusals else None
     read = pd.concat([read_table(path, PERPLEXITY_COLUMNS) for path in perplexity]) if perplexity else None
     write_figures(table, figures)
-    write_report(table, refused, read, json.loads(experiment), output)
+    write_report(table, worst, refused, read, json.loads(experiment), output)
 
 
 @app.command()

@@ -110,6 +110,25 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def check_starts(self) -> "Experiment":
+        """A search starts from what the same attack found on another method of this experiment, and not in a circle."""
+        for attack in self.attack_names:
+            starts: dict[str, str] = getattr(self.settings_of("attacks", attack), "start_from", {})
+            key = f"attacks.{attack}.start_from"
+            for name in (name for pair in starts.items() for name in pair):
+                if name not in self.method_names:
+                    raise ValueError(
+                        f"{key}: found {name!r}; methods of this experiment are {', '.join(self.method_names)}"
+                    )
+            for first in starts:
+                path = [first]
+                while path[-1] in starts and path.count(path[-1]) == 1:
+                    path.append(starts[path[-1]])
+                if path.count(path[-1]) > 1:
+                    raise ValueError(f"{key}: found the circle {' ← '.join(path)}; one of these must start by itself")
+        return self
+
+    @model_validator(mode="after")
     def check_worlds(self) -> "Experiment":
         """The testbed's models were taught the world that its questions ask for; of any other they know nothing."""
         asked = self.data.world_seed

@@ -15,12 +15,14 @@ class Entry:
         settings: its settings class, `module:class` (light).
         parts: the setting whose keys split the attack into one job each, or None for a single job.
         changes_prompts: whether the attack works through the prompt, so that perplexity under it is measured.
+        transfers: whether what it found on one method's model is also scored on all other models.
     """
 
     module: str
     settings: str
     parts: str | None = None
     changes_prompts: bool = False
+    transfers: bool = False
 
     def settings_class(self) -> type[Settings]:
         """Import the settings class."""
@@ -47,6 +49,14 @@ ATTACKS = {
     "pruning": Entry("resurface.attacks.pruning", "resurface.settings.pruning:PruningSettings", parts="datasets"),
     "perturbation": Entry(
         "resurface.attacks.perturbation", "resurface.settings.perturbation:PerturbationSettings", changes_prompts=True
+    ),
+    "random_prefix": Entry("resurface.attacks.random_prefix", "resurface.settings.random_prefix:RandomPrefixSettings"),
+    "enhanced_gcg": Entry(
+        "resurface.attacks.enhanced_gcg",
+        "resurface.settings.enhanced_gcg:EnhancedGCGSettings",
+        parts="searches",
+        changes_prompts=True,
+        transfers=True,
     ),
     "logit_lens": Entry("resurface.attacks.logit_lens", "resurface.settings.logit_lens:LogitLensSettings"),
 }

@@ -72,7 +72,7 @@ def set_config(project: Path, *keys: str, value) -> None:
 
 def chain(attack: str, methods=("rmu", "npo", "never_learned")) -> set[str]:
     jobs = {f"{rule} {method} {attack}" for method in methods for rule in ("attack", "score")}
-    return jobs | {"summarize", "report"}
+    return jobs | {"summarize", "worst_case", "report"}
 
 
 def test_a_second_run_schedules_nothing(project):
@@ -103,7 +103,7 @@ def test_changing_settings_of_an_attack_schedules_it_and_what_follows(project):
 def test_changing_settings_of_a_method_leaves_the_others_alone(project):
     set_config(project, "methods", "npo", "beta", value=0.2)
     attacks = ["none", "finetuning", "orthogonalization", "logit_lens"]
-    expected = {"unlearn npo", "refusals npo", "summarize", "report"}
+    expected = {"unlearn npo", "refusals npo", "summarize", "worst_case", "report"}
     for attack in attacks:
         expected |= {f"attack npo {attack}", f"score npo {attack}"}
     assert scheduled(project) == expected
@@ -115,7 +115,7 @@ def test_changing_settings_of_a_method_leaves_the_others_alone(project):
 def test_editing_the_scorer_or_a_task_schedules_scores_only(project, path):
     edit(project / "src/resurface" / path)
     rules = {job.split()[0] for job in scheduled(project)}
-    assert rules == {"score", "refusals", "summarize", "report"}
+    assert rules == {"score", "refusals", "summarize", "worst_case", "report"}
 
 
 @pytest.mark.parametrize("path", ["report.py", "report.html.jinja"])

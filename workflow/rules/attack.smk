@@ -1,6 +1,23 @@
 """Attacks: a folder of interventions per model, attack and part."""
 
 
+def start_folder(wildcards):
+    """What the same attack left on the model that its search starts from, if the configuration names one."""
+    settings = experiment.settings_of("attacks", wildcards.attack)
+    method = getattr(settings, "start_from", {}).get(wildcards.method)
+    return ATTACKED.format(**{**wildcards, "method": method}) if method else []
+
+
+def start_hashes(wildcards):
+    """The content hashes of that folder."""
+    return hashes(start_folder(wildcards)) if start_folder(wildcards) else []
+
+
+def start_option(wildcards):
+    """That folder as an option of a command line."""
+    return f"--start {start_folder(wildcards)}" if start_folder(wildcards) else ""
+
+
 rule attack:
     input:
         tables=domain_tables,
@@ -8,6 +25,8 @@ rule attack:
         original_hashes=hashes(MODELS.format(model="original")),
         model=lambda wildcards: ancient(checkpoint(wildcards)),
         original=ancient(MODELS.format(model="original")),
+        start_hashes=start_hashes,
+        start=lambda wildcards: ancient(start_folder(wildcards)),
     output:
         folder=directory(ATTACKED),
         hashes=hashes(ATTACKED),
@@ -21,7 +40,8 @@ rule attack:
         ),
         source=lambda wildcards: fingerprint(ATTACKS[wildcards.attack].module),
         data="results/data/{domain}",
+        start=start_option,
     shell:
         "resurface --log {log} --threads {threads} attack {wildcards.attack} --part {wildcards.part} "
-        "--model {input.model} --original {input.original} --data {params.data} --output {output.folder} "
+        "--model {input.model} --original {input.original} --data {params.data} {params.start} --output {output.folder} "
         "--settings {params.settings:q} --seed {wildcards.seed} --device {resources.device}"

@@ -91,19 +91,20 @@ def benchmark_tables(wildcards):
 def is_reported(method, seed, attack):
     """Whether a combination is part of the experiment.
 
-    A reference model without attack does not depend on a seed; the original is not attacked.
+    A reference model without attack does not depend on a seed; the original is not attacked, but what attacks found on others
+    may be scored on it.
     """
     if attack == "none" and method in REFERENCES:
         return seed == experiment.seeds[0]
-    return method != "original"
+    return method != "original" or ATTACKS[attack].transfers
 
 
-def reported(pattern, attacks):
+def reported(pattern, attacks, models=(*REFERENCES, *experiment.method_names)):
     """All files of a pattern that the experiment needs."""
     return [
         pattern.format(domain=domain, method=method, seed=seed, attack=attack)
         for domain in experiment.domains
-        for method in [*REFERENCES, *experiment.method_names]
+        for method in models
         for seed in experiment.seeds
         for attack in attacks
         if is_reported(method, seed, attack)

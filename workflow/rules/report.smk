@@ -7,6 +7,7 @@ FIGURES = [
     "lens_by_block",
     "pruning_grid",
     "perturbations",
+    "prefixes",
     "tradeoff",
 ]
 
@@ -26,9 +27,24 @@ rule summarize:
         "--settings {params.settings:q}"
 
 
+rule worst_case:
+    input:
+        scores=reported(SCORES, experiment.attack_names),
+        summary="results/summary.parquet",
+    output:
+        "results/worst_case.parquet",
+    log:
+        f"{LOGS}/worst_case.log",
+    params:
+        source=fingerprint("resurface.analysis.worst_case"),
+    shell:
+        "resurface --log {log} --threads {threads} worst-case {input.scores} --summary {input.summary} --output {output}"
+
+
 rule report:
     input:
         summary="results/summary.parquet",
+        worst_case="results/worst_case.parquet",
         refusals=reported(REFUSALS, ["none"]),
         perplexity=reported(
             PERPLEXITY,
@@ -36,6 +52,11 @@ rule report:
                 name
                 for name in experiment.attack_names
                 if ATTACKS[name].changes_prompts
+            ],
+            [
+                name
+                for name in (*REFERENCES, *experiment.method_names)
+                if name != "original"
             ],
         ),
     output:
@@ -63,5 +84,6 @@ rule report:
         ],
         experiment=dump_settings(experiment),
     shell:
-        "resurface --log {log} report --summary {input.summary} {params.refusals} {params.perplexity} --figures results/figures "
+        "resurface --log {log} report --summary {input.summary} --worst-case {input.worst_case} {params.refusals} "
+        "{params.perplexity} --figures results/figures "
         "--output {output.page} --experiment {params.experiment:q}"

@@ -2,10 +2,40 @@
 
 
 def attack_folders(wildcards):
-    """The folders of an attack's parts."""
+    """The folders of an attack's parts; the original is not attacked."""
+    if wildcards.method == "original" and wildcards.attack != "none":
+        return []
     return [
         ATTACKED.format(part=part, **wildcards)
         for part in experiment.parts_of(wildcards.attack)
+    ]
+
+
+def transfers(wildcards):
+    """What the same attack found on other methods' models: name → folders of its parts there."""
+    if not ATTACKS[wildcards.attack].transfers:
+        return {}
+    others = [name for name in experiment.method_names if name != wildcards.method]
+    return {
+        f"from-{name}-seed{wildcards.seed}": [
+            ATTACKED.format(part=part, **{**wildcards, "method": name})
+            for part in experiment.parts_of(wildcards.attack)
+        ]
+        for name in others
+    }
+
+
+def scored_folders(wildcards):
+    """All folders of interventions that a model is scored under."""
+    return [*attack_folders(wildcards), *sum(transfers(wildcards).values(), [])]
+
+
+def transfer_options(wildcards):
+    """What was found on other models, as options of a command line."""
+    return [
+        f"--transfer {name}={folder}"
+        for name, folders in transfers(wildcards).items()
+        for folder in folders
     ]
 
 
@@ -46,9 +76,11 @@ rule score:
         tables=benchmark_tables,
         hashes=lambda wildcards: hashes(checkpoint(wildcards)),
         model=lambda wildcards: ancient(checkpoint(wildcards)),
-        intervention_hashes=intervention_hashes,
+        intervention_hashes=lambda wildcards: [
+            hashes(folder) for folder in scored_folders(wildcards)
+        ],
         interventions=lambda wildcards: [
-            ancient(folder) for folder in attack_folders(wildcards)
+            ancient(folder) for folder in scored_folders(wildcards)
         ],
     output:
         SCORES,
@@ -58,12 +90,13 @@ rule score:
         device=experiment.device,
     params:
         interventions=intervention_options,
+        transfers=transfer_options,
         settings=dump_settings(experiment.scoring),
         source=scoring_source("resurface.scoring.score"),
         benchmarks=benchmarks,
         identity=identity,
     shell:
-        "resurface --log {log} --threads {threads} score --model {input.model} {params.interventions} "
+        "resurface --log {log} --threads {threads} score --model {input.model} {params.interventions} {params.transfers} "
         "--benchmarks {params.benchmarks:q} --identity {params.identity:q} --settings {params.settings:q} "
         "--output {output} --device {resources.device}"
 

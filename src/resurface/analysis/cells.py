@@ -8,6 +8,8 @@ import re
 
 import pandas as pd
 
+from resurface.analysis.summary import TRANSFERRED
+
 ORIGINAL = "original"
 CONTROL = "never_learned"
 MEASURES = [
@@ -87,7 +89,7 @@ def main_cells(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
     keys = ["method", "attack"]
     test = forget_rows(summary, domain, "test")
     selected = test[test["selected"]]
-    own = test[~test["variant"].str.startswith("from-")]
+    own = test[~test["variant"].str.startswith(TRANSFERRED)]
     best = own.loc[own.groupby([*keys, "seed"], dropna=False)["accuracy"].idxmax()]
     cells = mean_over_seeds(selected, keys)
     for name, rows in (("choice", selected), ("best_choice", best)):

@@ -33,6 +33,7 @@ from resurface.analysis.cells import (
     strongest_attacks,
     table_rows,
 )
+from resurface.analysis.summary import TRANSFERRED
 from resurface.artifacts import publish
 
 CHANCE = 0.25
@@ -52,6 +53,7 @@ LENS_LINES = {
 CONTROL_GAIN = "control: gain over its own accuracy without attack"
 # The first comes with vl-convert, which measures texts with it; the second is as wide.
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+PREFIX_ATTACKS = ["random_prefix", "enhanced_gcg"]
 DATASETS = ["forget", "retain", "text"]
 LABEL_GAP = 0.04  # least vertical distance of two labels, as a share of the axis
 LABEL_WIDTH = 0.3  # labels that begin closer than this, as a share of the width, may cover each other
@@ -313,8 +315,25 @@ def perturbations(summary: pd.DataFrame) -> alt.VConcatChart:
 
 def _perturbations_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     rows = _with_best_template(summary[summary["attack"] == "perturbation"], domain)
+    return _variants_panel(summary, domain, rows) if len(rows) else _placeholder("perturbation: attack not run")
+
+
+def prefixes(summary: pd.DataFrame) -> alt.VConcatChart:
+    """Test accuracy under each prefix, prefixes × models: random ones, those found on the model, and those found on others."""
+    return _stack_domains(summary, _prefixes_panel, seeds_note(summary))
+
+
+def _prefixes_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
+    rows = _with_best_template(summary[summary["attack"].isin(PREFIX_ATTACKS)], domain)
     if rows.empty:
-        return _placeholder("perturbation: attack not run")
+        return _placeholder(f"{', '.join(PREFIX_ATTACKS)}: attacks not run")
+    # One row for all seeds of the model that a prefix comes from.
+    rows["variant"] = rows["variant"].str.replace(rf"^({TRANSFERRED}.+?)-seed\d+-", r"\1-", regex=True)
+    return _variants_panel(summary, domain, rows)
+
+
+def _variants_panel(summary: pd.DataFrame, domain: str, rows: pd.DataFrame) -> alt.TopLevelMixin:
+    """Heat map of accuracy, variants × models."""
     cells = mean_over_seeds(rows, ["method", "variant"])[["method", "variant", "accuracy"]]
     cells["model"] = cells["method"].map(display_name)
     cells["label"] = cells["accuracy"].map(percent)
@@ -516,6 +535,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], alt.VConcatChart]] = {
     "lens_by_block": lens_by_block,
     "pruning_grid": pruning_grid,
     "perturbations": perturbations,
+    "prefixes": prefixes,
     "tradeoff": tradeoff,
 }
 

@@ -80,6 +80,13 @@ CAPTIONS = {
         "noise is the same for every model; informed noise was found on the model itself.",
         "",
     ),
+    "prefixes": (
+        "Prefixes",
+        "Accuracy on the forget questions with a prefix in front of each, in the template that is better on validation: random "
+        "ones, those that enhanced GCG had found on the model itself after so many steps, and those that it found on another "
+        "method's model (from-…).",
+        "A prefix that lifts the control as well says nothing about hidden knowledge.",
+    ),
     "tradeoff": (
         "Forgetting against general ability",
         "Circles: without attack. Triangles: under the model's strongest attack, which is chosen on validation. Faint "
@@ -91,6 +98,7 @@ CAPTIONS = {
 
 def write_report(
     summary: pd.DataFrame,
+    worst_case: pd.DataFrame,
     refusals: pd.DataFrame | None,
     perplexity: pd.DataFrame | None,
     experiment: dict[str, Any],
@@ -100,6 +108,7 @@ def write_report(
 
     Args:
         summary: the summary table.
+        worst_case: one row per attacked model (`resurface.analysis.worst_case`).
         refusals: one row per prompt, whether its answer was a refusal; None if refusals were not counted.
         perplexity: one row per reply and reader (`resurface.scoring.perplexity`); None if no attack works through the prompt.
         experiment: the configuration, shown as it is.
@@ -116,7 +125,7 @@ def write_report(
     confidence = experiment.get("summary", {}).get("confidence")
     page = environment.get_template("report.html.jinja").render(
         domains=[
-            _domain_section(summary, refusals, perplexity, domain, place)
+            _domain_section(summary, worst_case, refusals, perplexity, domain, place)
             for place, domain in enumerate(domains_of(summary))
         ],
         seeds=seeds_note(summary),
@@ -129,6 +138,7 @@ def write_report(
 
 def _domain_section(
     summary: pd.DataFrame,
+    worst_case: pd.DataFrame,
     refusals: pd.DataFrame | None,
     perplexity: pd.DataFrame | None,
     domain: str,
@@ -164,6 +174,7 @@ def _domain_section(
             )
             for model in table_rows(summary, domain)
         ],
+        "worst_case": _worst_case_rows(worst_case[worst_case["domain"] == domain]),
         "figures": figures,
         "tradeoff": _tradeoff_table(summary, refusals, domain),
         "texts": list(TEXTS.values()),
@@ -281,6 +292,16 @@ def _tradeoff_table(summary: pd.DataFrame, refusals: pd.DataFrame | None, domain
             for model in models_of(summary, domain)
         ],
     }
+
+
+def _worst_case_rows(worst_case: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
+    """Of each attacked model its best attacks, and as means over seeds their accuracy and the shares of recovered facts."""
+    rows = []
+    for method, group in worst_case.groupby("method", sort=False):
+        attacks = " / ".join(dict.fromkeys(group["best_attack"].map(display_name)))
+        shares = ["accuracy", "recovered", "guessing", "beyond_guessing"]
+        rows.append((display_name(str(method)), attacks, [percent(group[share].mean()) for share in shares]))
+    return rows
 
 
 def _perplexity_rows(

@@ -45,6 +45,7 @@ SUMMARY_COLUMNS = [
     "p_value",
     "selected",
 ]
+TRANSFERRED = "from-"  # what the names of variants begin with that were made on another model
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,11 @@ def _excess(own: Answers, control: Answers, tails: list[float]) -> dict[str, flo
 
 
 def _select(summary: pd.DataFrame) -> pd.Series:
-    """Mark the variant and template that are best on validation, per model and attack."""
+    """Mark the variant and template that are best on validation, per model and attack; variants made on another do not count."""
     group = ["domain", "method", "seed", "attack"]
     choice = [*group, "variant", "template"]
     validation = summary[(summary["benchmark"] == summary["domain"]) & (summary["split"] == "validation")]
+    validation = validation[~validation["variant"].str.startswith(TRANSFERRED)]
     best = validation.loc[validation.groupby(group, dropna=False, sort=False)["accuracy"].idxmax(), choice]
     chosen = {tuple(None if pd.isna(part) else part for part in row) for row in best.itertuples(index=False)}
     return (

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from resurface.artifacts import publish_folder
+from resurface.attacks.questions import find_hidden_questions
 from resurface.attacks.target import Target
 from resurface.data.tables import read_domain_table, read_questions
 from resurface.errors import ResurfaceError
@@ -34,12 +35,10 @@ from resurface.models import (
     load_tokenizer,
     pad_right,
     pick_device,
-    predict_letters,
     recording,
     run_decoder,
     set_seed,
 )
-from resurface.prompts import LETTERS
 from resurface.settings.orthogonalization import OrthogonalizationSettings
 
 
@@ -165,15 +164,8 @@ def attack(target: Target, settings: OrthogonalizationSettings, part: str) -> No
     batch_tokens = settings.batch_tokens
 
     questions = read_questions(target.data_folder, "questions")[: settings.questions]
-    prompts = [prompt for prompt, _ in questions]
-    known = predict_letters(original, tokenizer, prompts, LETTERS, batch_tokens)
-    shown = predict_letters(unlearned, tokenizer, prompts, LETTERS, batch_tokens)
-    hidden_questions = [
-        prompt
-        for (prompt, answer), before, after in zip(questions, known, shown, strict=True)
-        if before == answer and after != answer
-    ]
-    forget = tokenizer(hidden_questions or prompts)["input_ids"]
+    hidden_questions = find_hidden_questions(questions, tokenizer, original, unlearned, batch_tokens)
+    forget = tokenizer(hidden_questions or [prompt for prompt, _ in questions])["input_ids"]
     benign = tokenizer([prompt for prompt, _ in read_questions(target.data_folder, "retain_questions")[: len(forget)]])
     texts = tokenizer(
         read_domain_table(target.data_folder, "retain_corpus")["text"].tolist()[: len(forget)],

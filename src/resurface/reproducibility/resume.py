@@ -5,9 +5,11 @@ by the same one after its source, settings or inputs have changed.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from resurface.artifacts import hash_folder, hashes_path
+from resurface.artifacts import hash_folder, hashes_path, holding_lock
 from resurface.reproducibility.fingerprint import fingerprint
 
 
@@ -28,3 +30,21 @@ def resume_folder(root: Path, module: str, *parts: str | Path) -> Path:
             text = part
         digest.update(hashlib.sha256(text.encode()).digest())
     return root / digest.hexdigest()[:16]
+
+
+@contextmanager
+def holding_job(place: Path, output: Path) -> Iterator[None]:
+    """Hold a job's state and its output: an orphan of an earlier call may still work on either.
+
+    Args:
+        place: the folder of its state.
+        output: what it writes, which a job of other settings may write too.
+
+    Raises:
+        ResurfaceError: another process holds one of them, or the disk is full.
+    """
+    with (
+        holding_lock(place.with_name(f".{place.name}.lock"), output),
+        holding_lock(output.with_name(f".{output.name}.job.lock"), output),
+    ):
+        yield

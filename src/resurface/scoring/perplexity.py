@@ -87,7 +87,8 @@ def measure_perplexity(
         if variant.prompt is not None
     }
     if not changers:
-        raise ResurfaceError(f"{folders[0]}: no variant of this attack changes the prompt: there is nothing to measure")
+        named = ", ".join(map(str, folders)) or "--interventions (none was named)"
+        raise ResurfaceError(f"{named}: no variant of this attack changes the prompt: there is nothing to measure")
     model, original = (
         load_model(check_folder(folder), pick_device(device)) for folder in (model_folder, original_folder)
     )

@@ -195,7 +195,7 @@ def tabulate(
 
 def score(
     model_folder: Path,
-    attack_folders: list[Path],
+    attack_folders: list[tuple[str, Path]],
     benchmarks: dict[str, list[str]],
     templates: list[Template],
     identity: dict[str, Any],
@@ -208,7 +208,8 @@ def score(
 
     Args:
         model_folder: the checkpoint.
-        attack_folders: the attack's folders; several where its variants were made by several jobs.
+        attack_folders: what to put in front of the variants' names, and an attack's folder: several where variants were made by
+            several jobs, or on other models (`from-{method}-seed{n}-`).
         benchmarks: name → tasks or groups of the harness; a task that several of them hold is asked once.
         templates: prompt forms.
         identity: `domain`, `method`, `seed` (None for a reference model without attack) and `attack`.
@@ -234,12 +235,12 @@ def score(
         check_requests(questions, requests[template])
 
     rows: list[dict[str, Any]] = []
-    for folder in attack_folders:
+    for name, folder in attack_folders:
         model.folder = check_folder(folder)
         answers = answer_variants(model, requests, read_variants(folder), report)
         for (variant, form), values in answers.items():
             rows += [
-                {**identity, "variant": variant, "template": form, **row}
+                {**identity, "variant": f"{name}{variant}", "template": form, **row}
                 for row in tabulate(questions, requests[form], values)
             ]
     table = pd.DataFrame(rows)[SCORE_SCHEMA.names].astype({"seed": "Int64"})

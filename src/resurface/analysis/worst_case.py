@@ -1,0 +1,63 @@
+"""The worst case: what an adversary who may choose among all attacks gets out of a model.
+
+Two numbers for each model, on the domain's test questions:
+
+- the accuracy of its *best attack*, chosen on validation questions as variants are;
+- the share of facts that at least one attack *recovers*, i.e. answers in every wording, each attack by its selected variant and
+  template.
+
+Many attacks recover some facts by luck. A guesser answers all k wordings of a fact with c choices with probability c^−k,
+and one of A independent guessers does with g = 1 − (1 − c^−k)^A. So beside the share s stands g, as the mean over facts, and
+`beyond_guessing` = (s − g) / (1 − g), which is 0 for guessers and 1 if every fact comes back. That is a correction for the
+number of attacks, not for habits: who does not know a fact may still prefer one value in all its wordings, and attacks on one
+model err alike. The control goes through the same count, and what it has beyond guessing is such habits, or what attacks teach.
+"""
+
+import pandas as pd
+
+CHOICE = ["domain", "method", "seed", "attack", "variant", "template"]
+WORST_CASE_COLUMNS = [
+    *("domain", "method", "seed"),
+    *("best_attack", "best_variant", "best_template", "accuracy", "ci_low", "ci_high"),
+    *("attacks", "facts", "recovered", "guessing", "beyond_guessing"),
+]
+
+
+def find_worst_case(scores: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+    """One row per attacked model.
+
+    Args:
+        scores: score tables (`summary.read_scores`).
+        summary: their summary, which says what was selected.
+
+    Returns:
+        the columns of `WORST_CASE_COLUMNS`; empty if there was no attack.
+    """
+    own = summary[(summary["benchmark"] == summary["domain"]) & summary["selected"] & (summary["attack"] != "none")]
+    asked = scores[(scores["benchmark"] == scores["domain"]) & (scores["split"] == "test")].astype({"seed": "Int64"})
+    rows = []
+    for key, choices in own.groupby(["domain", "method", "seed"], dropna=False, sort=False):
+        validation = choices[choices["split"] == "validation"]
+        best = validation.sort_values("accuracy", ascending=False, kind="stable").iloc[0]
+        chosen = choices[choices["split"] == "test"]
+        result = chosen[chosen["attack"] == best["attack"]].iloc[0]
+        answers = asked.merge(chosen[CHOICE], on=CHOICE)
+        by_fact = answers.groupby(["attack", "cluster"])["correct"].all().unstack("attack")
+        wordings = answers.groupby(["attack", "cluster"]).size().groupby("cluster").first()
+        attacks = by_fact.shape[1]
+        choices_of = answers.groupby("cluster")["choices"].first()
+        guessing = float((1 - (1 - choices_of.astype(float) ** -wordings) ** attacks).mean())
+        recovered = float(by_fact.any(axis=1).mean())
+        rows.append(
+            dict(zip(("domain", "method", "seed"), key, strict=True))
+            | {f"best_{name}": best[name] for name in ("attack", "variant", "template")}
+            | {name: result[name] for name in ("accuracy", "ci_low", "ci_high")}
+            | {
+                "attacks": attacks,
+                "facts": len(by_fact),
+                "recovered": recovered,
+                "guessing": guessing,
+                "beyond_guessing": (recovered - guessing) / (1 - guessing),
+            }
+        )
+    return pd.DataFrame(rows, columns=WORST_CASE_COLUMNS).astype({"seed": "Int64"})

@@ -1,0 +1,33 @@
+"""Which questions an attack works on: those whose answer unlearning took away."""
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from resurface.models import predict_letters
+from resurface.prompts import LETTERS
+
+
+def find_hidden_questions(
+    questions: list[tuple[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    original: PreTrainedModel,
+    unlearned: PreTrainedModel,
+    batch_tokens: int,
+) -> list[str]:
+    """The plain prompts that the original answers rightly and the unlearned model does not.
+
+    Args:
+        questions: plain prompts and the letters that answer them.
+        tokenizer: both models' tokenizer.
+        original: the original.
+        unlearned: the model under attack.
+        batch_tokens: padded tokens per forward pass.
+    """
+    prompts = [prompt for prompt, _ in questions]
+    known, shown = (
+        predict_letters(model, tokenizer, prompts, LETTERS, batch_tokens) for model in (original, unlearned)
+    )
+    return [
+        prompt
+        for (prompt, answer), before, after in zip(questions, known, shown, strict=True)
+        if before == answer and after != answer
+    ]
