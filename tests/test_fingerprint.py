@@ -39,9 +39,14 @@ def test_closure_of_a_method(name):
         ("none", set()),
         ("logit_lens", set()),
         ("finetuning", MODEL | DATA),
-        ("orthogonalization", MODEL | DATA),
+        ("orthogonalization", MODEL | DATA | {"resurface.attacks.questions"}),
         ("perturbation", MODEL | DATA),
         ("pruning", MODEL | DATA | {"resurface.generation"}),
+        ("random_prefix", MODEL | DATA | {"resurface.attacks.prefix"}),
+        (
+            "enhanced_gcg",
+            MODEL | DATA | {f"resurface.{name}" for name in ("attacks.prefix", "attacks.questions", "generation")},
+        ),
     ],
 )
 def test_closure_of_an_attack(name, more):

@@ -291,7 +291,13 @@ def test_terminal_table() -> None:
 
 @pytest.mark.parametrize(
     ("name", "shown"),
-    [("npo", "NPO"), ("logit_lens", "logit lens"), ("never_learned", "never-learned (control)"), ("none", "no attack")],
+    [
+        ("npo", "NPO"),
+        ("logit_lens", "logit lens"),
+        ("enhanced_gcg", "enhanced GCG"),
+        ("never_learned", "never-learned (control)"),
+        ("none", "no attack"),
+    ],
 )
 def test_display_name(name: str, shown: str) -> None:
     assert display_name(name) == shown

@@ -132,7 +132,9 @@ def display_name(name: str) -> str:
         return "never-learned (control)"
     if name == "none":
         return "no attack"
-    return name.upper() if re.fullmatch(r"[a-z]{2,3}", name) else name.replace("_", " ")
+    if re.fullmatch(r"[a-z]{2,3}", name):
+        return name.upper()
+    return name.replace("_", " ").replace("gcg", "GCG")
 
 
 def percent(value: float) -> str:
