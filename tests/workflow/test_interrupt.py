@@ -30,6 +30,8 @@ def test_after_ctrl_c_the_next_run_goes_on(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # A shell's background jobs ignore SIGINT, and so would all their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     states = project / "results" / ".resume"
     while not list(states.glob("*/checkpoint-*/trainer_state.json")) and run.poll() is None:
