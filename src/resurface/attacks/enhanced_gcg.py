@@ -214,11 +214,10 @@ def in_batches(problem: Problem, kind: str, count: int, run: Callable[[slice], T
     return results
 
 
-def complete(problem: Problem, prefix: list[int]) -> list[list[int]] | None:
-    """Per question, prefix, question and completion as tokens after the cached ones; None for a prefix that is not legal."""
+def complete(problem: Problem, prefix: list[int]) -> list[list[int]]:
+    """Per question, a legal prefix, question and completion as tokens after the cached ones."""
     placed = problem.chats.place(prefix)
-    if placed is None:
-        return None
+    assert placed is not None, "prefixes that are tried are legal"
     before = len(problem.chats.before)
     return [row[before:] + completion for row, completion in zip(placed, problem.completions, strict=True)]
 
@@ -226,9 +225,9 @@ def complete(problem: Problem, prefix: list[int]) -> list[list[int]] | None:
 @torch.no_grad()
 def evaluate(problem: Problem, prefixes: list[list[int]]) -> list[dict[str, float]]:
     """The loss of legal prefixes, `loss` and its parts."""
-    chats = [rows for prefix in prefixes if (rows := complete(problem, prefix)) is not None]
     count = len(problem.completions)
-    rows, questions = [row for rows in chats for row in rows], list(range(count)) * len(chats)
+    rows = [row for prefix in prefixes for row in complete(problem, prefix)]
+    questions = list(range(count)) * len(prefixes)
 
     def run(part: slice) -> Tensor:
         tokens = pad_right(rows[part], 0).to(problem.unlearned.device)
@@ -250,21 +249,22 @@ def token_gradient(problem: Problem, prefix: list[int]) -> Tensor:
     That is its gradient by the one-hot prefix: the gradients by both models' input embeddings, times those embeddings.
     """
     rows = complete(problem, prefix)
-    assert rows is not None, "prefixes in the buffer are legal"
+    models = (problem.unlearned, problem.original)
 
     def run(part: slice) -> Tensor:
         tokens = pad_right(rows[part], 0).to(problem.unlearned.device)
-        embedded = tuple(embed(model, tokens).requires_grad_() for model in (problem.unlearned, problem.original))
+        unlearned, original = (embed(model, tokens).requires_grad_() for model in models)
         questions = list(range(len(rows)))[part]
-        loss = model_losses(problem, rows[part], questions, embedded).sum() / len(rows)  # type: ignore[arg-type]
-        gradients = torch.autograd.grad(loss, embedded)
-        vocabulary = torch.arange(problem.opening.shape[0], device=tokens.device)
-        return sum(
-            gradient[:, : len(prefix)].sum(0).float() @ embed(model, vocabulary).float().T
-            for gradient, model in zip(gradients, (problem.unlearned, problem.original), strict=True)
-        )  # type: ignore[return-value]
+        loss = model_losses(problem, rows[part], questions, (unlearned, original)).sum() / len(rows)
+        gradients = torch.autograd.grad(loss, (unlearned, original))
+        return torch.stack([gradient[:, : len(prefix)].sum(0).float() for gradient in gradients])
 
-    return torch.stack(in_batches(problem, "gradient", len(rows), run)).sum(0)
+    by_embedding = torch.stack(in_batches(problem, "gradient", len(rows), run)).sum(0)
+    vocabulary = torch.arange(problem.opening.shape[0], device=by_embedding.device)
+    by_token = [
+        gradient @ embed(model, vocabulary).float().T for gradient, model in zip(by_embedding, models, strict=True)
+    ]
+    return torch.stack(by_token).sum(0)
 
 
 @torch.no_grad()
@@ -399,7 +399,7 @@ def state_problem(
             tokens = torch.tensor([after + completion], device=original.device)
             run_from(original, original_cache, embed(original, tokens))
             clean.append(torch.stack([states[block][0, 1:].float() for block in blocks]))
-    rows = max(1, settings.batch_tokens // max(map(len, chats.read(""))))
+    rows = max(1, settings.batch_tokens // (len(chats.before) + max(map(len, chats.after))))
     return Problem(
         unlearned,
         original,

@@ -8,6 +8,7 @@ that looks for prefixes asks here.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +36,11 @@ class Chats:
     after: list[list[int]]
     allowed: list[int]
 
+    @cached_property
+    def _allowed(self) -> frozenset[int]:
+        """The same, to look up in: every candidate of every step asks."""
+        return frozenset(self.allowed)
+
     def read(self, prefix: str) -> list[list[int]]:
         """The tokens of every chat with a prefix."""
         texts = [render_chat(self.tokenizer, chat_messages(prefix + prompt)) for prompt in self.prompts]
@@ -48,7 +54,7 @@ class Chats:
         after it may differ, because some tokenizers write a word differently at the start of a text.
         """
         prefix = list(prefix)
-        if not set(prefix) <= set(self.allowed):
+        if not self._allowed.issuperset(prefix):
             return None
         start, end = len(self.before), len(self.before) + len(prefix)
         rows = self.read(self.tokenizer.decode(prefix))
