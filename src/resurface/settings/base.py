@@ -24,6 +24,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Block = Annotated[int, Field(ge=0)]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # a name that stands in paths and in names of variants
 # Jobs and files are named after what such lists hold: a repeated entry does its work twice, and an empty list mostly nothing.
 DistinctOrEmptyList = Annotated[
     list[Item], Field(json_schema_extra={"uniqueItems": True}), AfterValidator(refuse_repeats)

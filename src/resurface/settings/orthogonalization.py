@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from resurface.settings.base import Block, DistinctList, PositiveFloat, PositiveInt, Settings
+from resurface.settings.base import Block, DistinctList, PositiveFloat, PositiveInt, Settings, Slug
 
 Reference = Literal["original", "benign", "text", "principal"]
 
@@ -18,7 +18,7 @@ def refuse_all(name: str) -> str:
     return name
 
 
-BlockSetName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$"), AfterValidator(refuse_all)]
+BlockSetName = Annotated[Slug, AfterValidator(refuse_all)]
 
 
 class OrthogonalizationSettings(Settings):

@@ -4,10 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from resurface.settings.base import DistinctList, PositiveInt, Settings
+from resurface.settings.base import DistinctList, PositiveInt, Settings, Slug
 
 Percent = Annotated[float, Field(ge=0, le=100)]
-DatasetName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 GRID = [0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0]
 
 
@@ -26,7 +25,7 @@ class PruningData(Settings):
 class PruningSettings(Settings):
     """Which weights to remove: those that matter for the forget data and do not matter for the utility data."""
 
-    datasets: dict[DatasetName, PruningData] = Field(
+    datasets: dict[Slug, PruningData] = Field(
         {
             "corpora": PruningData(forget="corpus", utility="text"),
             "answers": PruningData(forget="answers", utility="questions"),
