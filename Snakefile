@@ -6,6 +6,8 @@ never merged, because values of the testbed would survive into a real experiment
 
 from snakemake.utils import min_version
 
+from resurface.warm_start import start_server
+
 min_version("9.27")
 
 if not workflow.overwrite_configfiles:
@@ -23,6 +25,11 @@ include: "workflow/rules/report.smk"
 
 
 report: "workflow/report/workflow.rst"
+
+
+onstart:
+    if workflow.local_exec:
+        start_server()
 
 
 rule all:

@@ -37,6 +37,7 @@ def resurface(*arguments, cwd=None):
         (["unlearn", "npo", "--model", "nowhere", "--data", "d", "--output", "x"], ["nowhere: no such folder"]),
         (["model", "nowhere", "--output", "x"], ["nowhere", "no such checkpoint folder"]),
         (["show", "nowhere.parquet"], ["nowhere.parquet: no such file"]),
+        (["data", "alchemy", "--output", "x"], ["'alchemy'", "xenotoxicology, runecraft"]),
         (["pretrain", "both", "--output", "x"], ["'both'", "never_learned"]),
     ],
 )

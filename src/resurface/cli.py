@@ -6,7 +6,7 @@ can cause end as one message; everything goes to the job's log file too.
 
 import json
 import logging
-import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from resurface.errors import ResurfaceError
+from resurface.warm_start import prepare_imports
 
 app = typer.Typer(
     help="Does an unlearned language model still hold the knowledge it was made to forget?",
@@ -34,6 +35,8 @@ InterventionsOption = Annotated[
 DataOption = Annotated[Path, typer.Option(help="The domain's data folder.")]
 ResumeOption = Annotated[Path, typer.Option(help="Where interrupted state is kept.")]
 
+INTERRUPTED = 128 + signal.SIGINT
+
 log = logging.getLogger("resurface")
 
 
@@ -43,15 +46,13 @@ def prepare(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads to compute with.")] = 1,
 ) -> None:
     """Set up logging and the number of threads, before anything heavy is imported."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    prepare_imports(threads)
+    if "torch" in sys.modules:  # imported by the server of warm starts, with one thread
+        import threadpoolctl
+        import torch
+
+        threadpoolctl.threadpool_limits(threads)
+        torch.set_num_threads(threads)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,10 @@ def data(domain: str, output: OutputOption, settings: SettingsOption = "{}") -> 
     """Write the tables of a domain of the testbed, or its `general` questions."""
     from resurface.data.testbed import write_domain, write_general
     from resurface.settings.data import TestbedSettings
+    from resurface.testbed.world import FORGET_DOMAINS
 
+    if domain not in (*FORGET_DOMAINS, "general"):
+        raise ResurfaceError(f"data: found {domain!r}; allowed are {', '.join(FORGET_DOMAINS)}, general")
     chosen = _read_settings(TestbedSettings, settings)
     if domain == "general":
         write_general(output, chosen)
@@ -350,21 +354,19 @@ def show(summary: Annotated[Path, typer.Argument()] = Path("results/summary.parq
 def main() -> None:
     """Run the command line; faults of a user's making end as one message, others keep their traceback in the log."""
     try:
-        app(standalone_mode=False)
+        status = app(prog_name="resurface", standalone_mode=False)  # an early end is returned, not raised
     except ResurfaceError as error:
         log.error("error: %s", error)
         sys.exit(1)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        log.error("interrupted; the next run goes on from here")
-        sys.exit(130)
     except Exception as error:
         if hasattr(error, "show"):  # a wrong option or argument: Click knows how to say it
             error.show()
             sys.exit(2)
         log.error("this is a bug in resurface, please report it:\n%s", traceback.format_exc())
         sys.exit(1)
+    if status == INTERRUPTED:
+        log.error("interrupted; the next run goes on from here")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,172 @@
+"""Warm start: commands run in processes forked from one that has imported the libraries already.
+
+Importing torch, transformers and the harness takes eight seconds of a CPU core, as long as many of the testbed's jobs
+compute. While a workflow runs on the CPUs of one machine, a server imports them once. The `resurface` command of a job then
+asks it for a worker, which runs the command as if it stood alone: same arguments, folder, environment and open files. The
+server imports none of this package, so that a job always runs the code as it is. Until the server is ready, or where
+there is none, a command imports for itself; its results are the same.
+"""
+
+import gc
+import hashlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+FOLDER_VARIABLE = "RESURFACE_WARM_START"
+LIBRARIES = (
+    "accelerate",
+    "datasets",
+    "lm_eval.models.huggingface",
+    "lm_eval.tasks",
+    "pandas",
+    "peft",
+    "pydantic",
+    "sklearn.decomposition",
+    "transformers.models.auto.modeling_auto",
+    "transformers.trainer",
+    "trl",
+)
+KILLED = 128 + signal.SIGKILL
+
+
+def prepare_imports(threads: int) -> None:
+    """Set what libraries read from the environment when they are imported; what the user has set stays."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def socket_path(folder: str) -> Path:
+    """Where workers are asked for; a Python that would import other libraries looks elsewhere and finds nothing."""
+    libraries = f"{sys.prefix}\0{os.environ.get('PYTHONPATH')}"
+    return Path(folder) / hashlib.sha256(libraries.encode()).hexdigest()[:16]
+
+
+def start_server() -> None:
+    """Start the server for the commands that this process starts; it ends when this process does.
+
+    CUDA does not survive a fork, so where there may be a GPU there is no server.
+    """
+    if sys.platform != "linux" or Path("/dev/nvidiactl").exists():
+        return
+    os.environ[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="resurface-")
+    subprocess.Popen(
+        [sys.executable, "-m", "resurface.warm_start"],
+        stdin=subprocess.PIPE,  # closed by the end of this process, however it ends
+        start_new_session=True,  # Ctrl-C is for the commands, which pass it on to their workers
+    )
+
+
+def serve(folder: str) -> None:
+    """Import the libraries, then fork a worker for each command that asks, until standard input closes."""
+    prepare_imports(threads=1)  # with more, a library might start threads, which a fork does not take along
+    for name in LIBRARIES:
+        import_module(name)
+    gc.freeze()  # the collector would touch, and so copy, every page in every worker
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        unready = Path(folder) / "unready"
+        listener.bind(str(unready))
+        listener.listen()
+        unready.rename(socket_path(folder))
+        while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [])[0]):
+            assert ready
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                work(connection)
+            connection.close()
+
+
+def work(connection: socket.socket) -> NoReturn:
+    """Be the worker of one command: run it, tell its exit status, end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _, files, _, _ = socket.recv_fds(connection, 1, 3)
+    request = json.loads(connection.makefile().readline() or "null")
+    if request is None:
+        os._exit(1)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = request["arguments"]
+    connection.sendall(f"{os.getpid()}\n".encode())
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+    status = 1
+    try:
+        import_module("resurface.cli").main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.sendall(f"{status}\n".encode())
+        os._exit(status)
+
+
+def _end_with(connection: socket.socket) -> None:
+    """End this worker when its command has gone."""
+    if not connection.recv(1):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_in_worker(folder: str) -> int | None:
+    """Run this process's command in a worker.
+
+    Returns:
+        its exit status, or None if no server is ready: the command has not begun then.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(socket_path(folder)))
+            socket.send_fds(connection, [b"\n"], [0, 1, 2])
+            request = {"arguments": sys.argv, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+            connection.sendall(json.dumps(request).encode() + b"\n")
+        except OSError:
+            return None
+        replies = connection.makefile()
+        worker = replies.readline()
+        if not worker:
+            return None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda number, _: os.kill(int(worker), number))
+        status = replies.readline()
+        return int(status) if status else KILLED
+
+
+def main() -> None:
+    """The `resurface` command."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    status = run_in_worker(folder) if folder else None
+    if status is None:
+        import_module("resurface.cli").main()
+    else:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    try:
+        serve(os.environ[FOLDER_VARIABLE])
+    finally:
+        shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
