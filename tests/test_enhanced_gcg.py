@@ -297,16 +297,16 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(target, tmp_pat
 
 def test_where_a_search_starts(target, chats, tmp_path):
     chosen = settings()
-    assert enhanced_gcg.first_prefix(target, chats, settings(start="empty"), "two") == []
-    drawn = enhanced_gcg.first_prefix(target, chats, chosen, "two")
+    assert enhanced_gcg.first_prefixes(target, chats, settings(start="empty"), "two") == [[]]
+    (drawn,) = enhanced_gcg.first_prefixes(target, chats, chosen, "two")
     assert len(drawn) == 6
-    assert enhanced_gcg.first_prefix(replace(target, seed=1), chats, chosen, "two") != drawn
+    assert enhanced_gcg.first_prefixes(replace(target, seed=1), chats, chosen, "two") != [drawn]
     text = chats.tokenizer.decode(drawn)
-    assert enhanced_gcg.first_prefix(target, chats, settings(start_prefix=text), "two") == drawn
+    assert enhanced_gcg.first_prefixes(target, chats, settings(start_prefix=text), "two") == [drawn]
     enhanced_gcg.attack(target, settings(steps=2), "two")
     other = replace(target, start_folder=target.output)
     last = read_variants(target.output)[-1].prompt.text
-    assert chats.tokenizer.decode(enhanced_gcg.first_prefix(other, chats, chosen, "two")) == last
+    assert chats.tokenizer.decode(*enhanced_gcg.first_prefixes(other, chats, chosen, "two")) == last
 
 
 @pytest.mark.parametrize(

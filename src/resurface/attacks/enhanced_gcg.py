@@ -341,8 +341,8 @@ def take_step(problem: Problem, search: Search, generator: random.Random) -> Non
         search.snapshots.append(search.best[1])
 
 
-def first_prefix(target: Target, chats: Chats, settings: EnhancedGCGSettings, part: str) -> list[int]:
-    """The prefix that the search starts from: an earlier one, no tokens, or random ones.
+def first_prefixes(target: Target, chats: Chats, settings: EnhancedGCGSettings, part: str) -> list[list[int]]:
+    """The prefixes that the search starts from: an earlier one, an empty one, or random ones.
 
     Raises:
         ResurfaceError: the tokenizer does not read an earlier prefix as it was found, or there is none.
@@ -354,9 +354,10 @@ def first_prefix(target: Target, chats: Chats, settings: EnhancedGCGSettings, pa
     elif settings.start_prefix is not None:
         text, source = settings.start_prefix, "enhanced_gcg.start_prefix"
     elif settings.start == "empty":
-        return []
+        return [[]]
     else:
-        return draw_prefix(chats, settings.start_length, random.Random(f"{target.seed}/{part}/start"))
+        generator = random.Random(f"{target.seed}/{part}/start")
+        return [draw_prefix(chats, settings.start_length, generator) for _ in range(settings.random_starts)]
     place = len(chats.before)
     rows = chats.read(text)
     prefix = rows[0][place : len(rows[0]) - len(chats.after[0])]
@@ -365,7 +366,7 @@ def first_prefix(target: Target, chats: Chats, settings: EnhancedGCGSettings, pa
             f"{source}: the tokenizer of {chats.tokenizer.name_or_path} does not read the prefix {text!r} as the same tokens in "
             "front of every question, or reads special tokens in it; take another prefix, or `start: random`"
         )
-    return prefix
+    return [prefix]
 
 
 @torch.no_grad()
@@ -427,9 +428,10 @@ def search_prefix(problem: Problem, target: Target, part: str) -> Search:
         search = Search(**read_json(state))
         log.info("going on after step %d of an interrupted search", search.step)
     else:
-        prefix = first_prefix(target, problem.chats, settings, part)
-        loss = evaluate(problem, [prefix])[0]["loss"]
-        search = Search(0, [(loss, prefix)], (loss, prefix))
+        prefixes = first_prefixes(target, problem.chats, settings, part)
+        losses = [parts["loss"] for parts in evaluate(problem, prefixes)]
+        buffer = sorted(zip(losses, prefixes, strict=True), key=lambda entry: entry[0])[: settings.buffer]
+        search = Search(0, buffer, buffer[0])
     with tqdm(total=settings.steps, initial=search.step, desc=f"search {part}", disable=None) as progress:
         while search.step < settings.steps:
             take_step(problem, search, random.Random(f"{target.seed}/{part}/{search.step}"))

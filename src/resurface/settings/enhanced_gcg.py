@@ -19,6 +19,7 @@ class EnhancedGCGSettings(Settings):
     )
     start: Literal["empty", "random"] = Field("random", description="the prefix that a search starts from")
     start_length: PositiveInt = Field(32, description="tokens of a random one")
+    random_starts: PositiveInt = Field(1, description="how many of these wait in the buffer at first")
     start_prefix: str | None = Field(
         None, min_length=1, description="the text of an earlier prefix to start from instead"
     )
