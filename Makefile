@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check environment schema pretrain clean
+.PHONY: demo test science check environment schema pretrain clean
 
 demo: environment
 	snakemake --cores all
@@ -14,6 +14,9 @@ demo: environment
 
 test: environment
 	pytest
+
+science: environment
+	pytest -m science
 
 check: environment
 	ruff check .
@@ -24,12 +27,12 @@ check: environment
 environment: $(VENV)/.installed
 
 # torch first and by itself: what depends on it must not choose another build.
-$(VENV)/.installed: envs/requirements.lock pyproject.toml
+$(VENV)/.installed: envs/requirements.lock envs/no-dependencies.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resurface needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' envs/requirements.lock)"
 	$(BIN)/python -m pip install --quiet --requirement envs/requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --requirement envs/no-dependencies.lock --editable .
 	touch $@
 
 schema: environment

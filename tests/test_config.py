@@ -38,6 +38,7 @@ def test_the_default_configuration_is_valid():
         "pruning",
         "perturbation",
         "random_prefix",
+        "gcg",
         "enhanced_gcg",
         "logit_lens",
     ]
@@ -94,7 +95,7 @@ def test_the_default_configuration_is_valid():
             ["attacks.enhanced_gcg.start_from", "'gnu'", "rmu, npo, dpo"],
         ),
         ("attacks.enhanced_gcg.start_from", {"npo": "rmu", "rmu": "npo"}, ["start_from", "npo ← rmu ← npo"]),
-        ("attacks.enhanced_gcg.snapshots", 26, ["snapshots 26", "steps 25"]),
+        ("attacks.enhanced_gcg.snapshots", 51, ["snapshots 51", "steps 50"]),
         ("attacks.enhanced_gcg.minimum_lengths", [30, 20], ["minimum_lengths [30, 20]", "maximum_length 40"]),
         ("data.world_seed", 1, ["data.world_seed: found 1", "models.original is `testbed`", "world 0", "`pretrain`"]),
     ],

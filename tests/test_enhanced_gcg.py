@@ -295,6 +295,34 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(target, tmp_pat
         assert (target.output / name).read_bytes() == (whole.output / name).read_bytes()
 
 
+def test_screening_keeps_what_is_best_on_the_drawn_questions(problem, chats):
+    generator = random.Random(3)
+    candidates = [draw_prefix(chats, 5, generator) for _ in range(6)]
+    chosen = replace(problem, settings=settings(screening_questions=2, screened=2))
+    kept = enhanced_gcg.screen(chosen, candidates, random.Random(7))
+    asked = sorted(random.Random(7).sample(range(3), 2))
+    alone = [
+        sum(enhanced_gcg.evaluate(problem, [candidate], [question])[0]["loss"] for question in asked)
+        for candidate in candidates
+    ]
+    assert kept == [candidates[place] for place in sorted(range(6), key=alone.__getitem__)[:2]]
+    for screening in (None, 3, 8):
+        everyone = replace(problem, settings=settings(screening_questions=screening, screened=2))
+        assert enhanced_gcg.screen(everyone, candidates, random.Random(7)) == candidates
+
+
+def test_a_search_may_start_from_several_random_prefixes(target, chats, problem):
+    chosen = settings(random_starts=6, buffer=4)
+    prefixes = enhanced_gcg.first_prefixes(target, chats, chosen, "two")
+    assert len({tuple(prefix) for prefix in prefixes}) == 6
+    search = enhanced_gcg.search_prefix(
+        replace(problem, settings=chosen.model_copy(update={"steps": 2})), replace(target, resume_folder=None), "two"
+    )
+    losses = sorted(parts["loss"] for parts in enhanced_gcg.evaluate(problem, prefixes))
+    assert search.best[0] <= losses[0]
+    assert len(search.buffer) <= 4
+
+
 def test_where_a_search_starts(target, chats, tmp_path):
     chosen = settings()
     assert enhanced_gcg.first_prefixes(target, chats, settings(start="empty"), "two") == [[]]

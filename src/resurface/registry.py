@@ -51,6 +51,7 @@ ATTACKS = {
         "resurface.attacks.perturbation", "resurface.settings.perturbation:PerturbationSettings", changes_prompts=True
     ),
     "random_prefix": Entry("resurface.attacks.random_prefix", "resurface.settings.random_prefix:RandomPrefixSettings"),
+    "gcg": Entry("resurface.attacks.gcg", "resurface.settings.gcg:GCGSettings", changes_prompts=True),
     "enhanced_gcg": Entry(
         "resurface.attacks.enhanced_gcg",
         "resurface.settings.enhanced_gcg:EnhancedGCGSettings",

@@ -39,9 +39,8 @@ from transformers.cache_utils import Cache
 
 from resurface.artifacts import publish, publish_folder, read_json
 from resurface.attacks.prefix import Chats, draw_prefix, set_chats
-from resurface.attacks.questions import find_hidden_questions
+from resurface.attacks.questions import read_hidden_questions
 from resurface.attacks.target import Target
-from resurface.data.tables import read_questions
 from resurface.errors import ResurfaceError
 from resurface.generation import generate_tokens
 from resurface.interventions import Prepend, Variant, read_variants, write_variants
@@ -223,18 +222,19 @@ def complete(problem: Problem, prefix: list[int]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def evaluate(problem: Problem, prefixes: list[list[int]]) -> list[dict[str, float]]:
-    """The loss of legal prefixes, `loss` and its parts."""
-    count = len(problem.completions)
-    rows = [row for prefix in prefixes for row in complete(problem, prefix)]
-    questions = list(range(count)) * len(prefixes)
+def evaluate(problem: Problem, prefixes: list[list[int]], asked: Sequence[int] | None = None) -> list[dict[str, float]]:
+    """The loss of legal prefixes, `loss` and its parts, as the mean over the questions `asked` (None: all)."""
+    asked = range(len(problem.completions)) if asked is None else asked
+    completed = [complete(problem, prefix) for prefix in prefixes]
+    rows = [of_prefix[question] for of_prefix in completed for question in asked]
+    questions = list(asked) * len(prefixes)
 
     def run(part: slice) -> Tensor:
         tokens = pad_right(rows[part], 0).to(problem.unlearned.device)
         embedded = (embed(problem.unlearned, tokens), embed(problem.original, tokens))
         return model_losses(problem, rows[part], questions[part], embedded)
 
-    values = torch.cat(in_batches(problem, "forward", len(rows), run)).reshape(len(prefixes), count, -1).mean(1)
+    values = torch.cat(in_batches(problem, "forward", len(rows), run)).reshape(len(prefixes), len(asked), -1).mean(1)
     found = []
     for prefix, parts in zip(prefixes, values.tolist(), strict=True):
         named = dict(zip(("force", "distance", "cosine", "fluency"), parts, strict=True))
@@ -322,6 +322,17 @@ def propose(problem: Problem, prefix: list[int], step: int, generator: random.Ra
     return kind, candidates
 
 
+def screen(problem: Problem, candidates: list[list[int]], generator: random.Random) -> list[list[int]]:
+    """The candidates that are best on a few questions, drawn anew for each step; all of them if none are set aside for that."""
+    settings, count = problem.settings, len(problem.completions)
+    if settings.screening_questions is None or settings.screening_questions >= count:
+        return candidates
+    asked = sorted(generator.sample(range(count), settings.screening_questions))
+    losses = [parts["loss"] for parts in evaluate(problem, candidates, asked)]
+    order = sorted(range(len(candidates)), key=losses.__getitem__)
+    return [candidates[place] for place in order[: settings.screened]]
+
+
 def take_step(problem: Problem, search: Search, generator: random.Random) -> None:
     """One step: the best prefix leaves the buffer, its candidates enter it."""
     settings = problem.settings
@@ -329,6 +340,7 @@ def take_step(problem: Problem, search: Search, generator: random.Random) -> Non
     kind, candidates = propose(problem, prefix, search.step, generator)
     row: dict[str, Any] = {"step": search.step + 1, "kind": kind, "candidates": len(candidates)}
     if candidates:
+        candidates = screen(problem, candidates, generator)
         losses = evaluate(problem, candidates)
         found = [(parts["loss"], candidate) for parts, candidate in zip(losses, candidates, strict=True)]
         search.buffer = sorted([*search.buffer, *found], key=lambda entry: entry[0])[: settings.buffer]
@@ -458,13 +470,7 @@ def attack(target: Target, settings: EnhancedGCGSettings, part: str) -> None:
     )
     blocks = settings.searches[part]
     check_blocks(blocks, unlearned, f"enhanced_gcg.searches.{part}")
-    questions = read_questions(target.data_folder, "questions")
-    prompts = find_hidden_questions(questions, tokenizer, original, unlearned, settings.batch_tokens)
-    if not prompts:
-        raise ResurfaceError(
-            f"{target.model_folder}: no train question of {target.data_folder} is answered by the original and not by this "
-            "model, so there is nothing to search for: look at the model's accuracy without attack, and leave this attack out"
-        )
+    prompts = read_hidden_questions(target, tokenizer, original, unlearned, settings.batch_tokens)
     chats = set_chats(tokenizer, prompts[: settings.questions], settings.printable)
     if settings.top_k > len(chats.allowed):
         raise ResurfaceError(

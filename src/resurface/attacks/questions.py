@@ -2,6 +2,9 @@
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from resurface.attacks.target import Target
+from resurface.data.tables import read_questions
+from resurface.errors import ResurfaceError
 from resurface.models import predict_letters
 from resurface.prompts import LETTERS
 
@@ -31,3 +34,25 @@ def find_hidden_questions(
         for (prompt, answer), before, after in zip(questions, known, shown, strict=True)
         if before == answer and after != answer
     ]
+
+
+def read_hidden_questions(
+    target: Target,
+    tokenizer: PreTrainedTokenizerBase,
+    original: PreTrainedModel,
+    unlearned: PreTrainedModel,
+    batch_tokens: int,
+) -> list[str]:
+    """The hidden ones among a domain's train questions, for an attack that cannot do without.
+
+    Raises:
+        ResurfaceError: there is none, or a broken table.
+    """
+    questions = read_questions(target.data_folder, "questions")
+    prompts = find_hidden_questions(questions, tokenizer, original, unlearned, batch_tokens)
+    if not prompts:
+        raise ResurfaceError(
+            f"{target.model_folder}: no train question of {target.data_folder} is answered by the original and not by this "
+            "model, so there is nothing to search for: look at the model's accuracy without attack, and leave this attack out"
+        )
+    return prompts

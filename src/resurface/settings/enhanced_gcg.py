@@ -44,6 +44,11 @@ class EnhancedGCGSettings(Settings):
         description="shares of steps that swap tokens by gradient, insert sampled tokens, delete tokens, swap sampled tokens",
     )
     candidates: PositiveInt = Field(16, description="candidates of a step")
+    screening_questions: PositiveInt | None = Field(
+        None,
+        description="questions, drawn for each step, on which candidates are compared first; without, all are tried on all",
+    )
+    screened: PositiveInt = Field(4, description="candidates that are then tried on all questions")
     top_k: PositiveInt = Field(64, description="tokens per place among which a swap by gradient draws")
     buffer: PositiveInt = Field(16, description="prefixes that wait to be expanded")
     minimum_lengths: tuple[PositiveInt, PositiveInt] = Field(

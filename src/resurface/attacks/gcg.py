@@ -1,0 +1,73 @@
+"""Plain GCG (Zou et al. 2023, arXiv 2307.15043) by nanogcg: what enhanced GCG is compared with.
+
+For one question that only the original answers, a prefix is searched that makes the attacked model begin its chat reply
+as the original does. Nothing but these tokens is in the loss, and nothing but one question: each question is a search
+and a variant of its own, and scoring shows how far its prefix carries to other questions.
+"""
+
+import logging
+
+import pandas as pd
+
+from resurface.artifacts import publish_folder
+from resurface.attacks.questions import read_hidden_questions
+from resurface.attacks.target import Target
+from resurface.errors import ResurfaceError
+from resurface.generation import generate_replies
+from resurface.interventions import Prepend, Variant, write_variants
+from resurface.models import load_model, load_tokenizer, pick_device
+from resurface.prompts import chat_messages, render_prompts
+from resurface.settings.gcg import GCGSettings
+
+BATCH_TOKENS = 8192  # padded tokens per forward pass when both models answer the questions
+PLACE = "{optim_str}"  # where nanogcg puts the prefix
+
+
+def attack(target: Target, settings: GCGSettings, part: str) -> None:
+    """Search a prefix for each question, and leave the best of each search as a variant.
+
+    Raises:
+        ResurfaceError: nanogcg is not installed, no question that only the original answers, a prefix to start from that the
+            tokenizer does not read as it was written, or a broken checkpoint or table.
+    """
+    try:
+        import nanogcg
+    except ImportError:
+        raise ResurfaceError(
+            "attacks.gcg: the package nanogcg is not installed. `pip install --no-deps nanogcg==0.3.0` (it names an old "
+            "transformers as its need, and works with a new one), or leave this attack out"
+        ) from None
+
+    logging.getLogger("nanogcg").setLevel(logging.ERROR)
+    device = pick_device(target.device)
+    tokenizer = load_tokenizer(target.model_folder)
+    unlearned, original = (
+        load_model(folder, device).requires_grad_(False) for folder in (target.model_folder, target.original_folder)
+    )
+    prompts = read_hidden_questions(target, tokenizer, original, unlearned, BATCH_TOKENS)[: settings.questions]
+    texts = render_prompts(tokenizer, prompts, "chat")
+    answers = generate_replies(original, tokenizer, texts, settings.target_tokens, len(texts))
+    options = settings.model_dump(exclude={"questions", "target_tokens"})
+    variants, curves = [], []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        config = nanogcg.GCGConfig(
+            **options,
+            seed=target.seed + number,
+            use_prefix_cache=False,  # its cache is of a form that transformers no longer takes
+            verbosity="ERROR",
+        )
+        try:
+            found = nanogcg.run(unlearned, tokenizer, chat_messages(PLACE + prompt), answer, config)
+        except RuntimeError as error:
+            if "decoding and re-encoding" not in str(error):
+                raise
+            raise ResurfaceError(
+                f"attacks.gcg.optim_str_init: found {settings.optim_str_init!r}; the tokenizer of {target.model_folder} reads "
+                "neither it nor anything near it as it was written; start from another prefix"
+            ) from error
+        variants.append(Variant(variant=f"question{number}", prompt=Prepend(text=found.best_string)))
+        curve = pd.DataFrame({"step": range(1, len(found.losses) + 1), "loss": found.losses})
+        curves.append(curve.assign(search=f"question{number}", best_loss=curve["loss"].cummin()))
+    with publish_folder(target.output) as folder:
+        pd.concat(curves).to_parquet(folder / "losses.parquet", index=False)
+        write_variants(folder, variants)
