@@ -53,7 +53,7 @@ LENS_LINES = {
 CONTROL_GAIN = "control: gain over its own accuracy without attack"
 # The first comes with vl-convert, which measures texts with it; the second is as wide.
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
-PREFIX_ATTACKS = ["random_prefix", "enhanced_gcg"]
+PREFIX_ATTACKS = ["random_prefix", "gcg", "enhanced_gcg"]
 DATASETS = ["forget", "retain", "text"]
 LABEL_GAP = 0.04  # least vertical distance of two labels, as a share of the axis
 LABEL_WIDTH = 0.3  # labels that begin closer than this, as a share of the width, may cover each other

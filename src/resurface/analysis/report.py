@@ -83,8 +83,8 @@ CAPTIONS = {
     "prefixes": (
         "Prefixes",
         "Accuracy on the forget questions with a prefix in front of each, in the template that is better on validation: random "
-        "ones, those that enhanced GCG had found on the model itself after so many steps, and those that it found on another "
-        "method's model (from-…).",
+        "ones, those that plain GCG found for single questions (question…) and enhanced GCG after so many steps on the model itself, "
+        "and those that enhanced GCG found on another method's model (from-…).",
         "A prefix that lifts the control as well says nothing about hidden knowledge.",
     ),
     "tradeoff": (
