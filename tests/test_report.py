@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from resurface.analysis.cells import display_name, interval, main_cells, percent, strongest_attacks
+from resurface.analysis.charts import draw_svg
 from resurface.analysis.figures import (
     FIGURES,
-    draw_svg,
     finetuning_curves,
     lens_by_block,
     perturbations,

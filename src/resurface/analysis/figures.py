@@ -1,15 +1,11 @@
 """The figures, as Altair charts of the summary.
 
 Every chart function takes the summary and stacks one panel per domain; where an attack was not run, its panel says so.
-Colours stay apart for colour-blind readers: viridis (Smith & van der Walt 2015), and those of Okabe & Ito (2008).
 """
 
-import io
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -22,25 +18,33 @@ from resurface.analysis.cells import (
     attacks_of,
     cells_by_name,
     display_name,
-    domains_of,
-    forget_rows,
     interval,
     main_cells,
     mean_over_seeds,
     models_of,
     percent,
     seeds_note,
-    strongest_attacks,
     table_rows,
 )
+from resurface.analysis.charts import (
+    CHANCE,
+    CONTROL_COLOUR,
+    draw_placeholder,
+    draw_svg,
+    draw_variants,
+    general_ability,
+    heat_colours,
+    model_colours,
+    share_axis,
+    stack_domains,
+    unattacked_accuracy,
+    with_best_template,
+)
 from resurface.analysis.summary import TRANSFERRED
+from resurface.analysis.tradeoff import tradeoff
 from resurface.artifacts import publish
 
-CHANCE = 0.25
-DARK_BELOW = 0.45  # up to this share viridis is so dark that white text is easier to read than black
 MISSING_COLOUR = "#e4e4e4"
-CONTROL_COLOUR = "#777777"
-METHOD_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 STREAMS = ("attention", "middle", "mlp", "block")
 LENS_LINES = {
     "attention": ("#0072B2", [1, 0]),
@@ -51,17 +55,13 @@ LENS_LINES = {
     "chance": ("#555555", [1, 3]),
 }
 CONTROL_GAIN = "control: gain over its own accuracy without attack"
-# The first comes with vl-convert, which measures texts with it; the second is as wide.
-FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 PREFIX_ATTACKS = ["random_prefix", "gcg", "enhanced_gcg"]
 DATASETS = ["forget", "retain", "text"]
-LABEL_GAP = 0.04  # least vertical distance of two labels, as a share of the axis
-LABEL_WIDTH = 0.3  # labels that begin closer than this, as a share of the width, may cover each other
 
 
 def main_table(summary: pd.DataFrame) -> alt.VConcatChart:
     """Heat map of test accuracy, models × attacks, of the selected variants."""
-    return _stack_domains(summary, _main_table_panel, seeds_note(summary))
+    return stack_domains(summary, _main_table_panel, seeds_note(summary))
 
 
 def _main_table_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
@@ -84,7 +84,7 @@ def _main_table_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
         x=alt.X("attack:N", sort=None, title=None, axis=alt.Axis(orient="top", labelAngle=0, labelLimit=108)),
         y=alt.Y("model:N", sort=None, title=None, axis=alt.Axis(labelLimit=200)),
     )
-    heat, text_colour = _heat_colours()
+    heat, text_colour = heat_colours()
     return alt.layer(
         base.mark_rect(color=MISSING_COLOUR, stroke="white"),
         base.mark_rect(stroke="white").encode(color=heat),
@@ -97,20 +97,20 @@ def _main_table_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
 
 def finetuning_curves(summary: pd.DataFrame) -> alt.VConcatChart:
     """Test accuracy against the number of finetuning samples, one line per method and one for the control."""
-    return _stack_domains(summary, _finetuning_curves_panel, seeds_note(summary))
+    return stack_domains(summary, _finetuning_curves_panel, seeds_note(summary))
 
 
 def _finetuning_curves_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     table = _finetuning_rows(summary, domain)
     if table.empty:
-        return _placeholder("finetuning: attack not run")
+        return draw_placeholder("finetuning: attack not run")
     lines = table.assign(
         line=table["method"].map(display_name), y=table["accuracy"], low=table["ci_low"], high=table["ci_high"]
     )
     colours = {
-        display_name(model): colour for model, colour in _model_colours(summary, domain).items() if model != ORIGINAL
+        display_name(model): colour for model, colour in model_colours(summary, domain).items() if model != ORIGINAL
     }
-    original = _unattacked(summary, domain).get(ORIGINAL)
+    original = unattacked_accuracy(summary, domain).get(ORIGINAL)
     return _sample_panels(lines, colours, "test accuracy", [0.0, 1.0], original)
 
 
@@ -120,13 +120,13 @@ def finetuning_recovery(summary: pd.DataFrame) -> alt.VConcatChart:
     The control has nothing to recover. Its line is what finetuning taught it, on the same scale: its gain over its own
     accuracy without attack, as a share of the distance from there to the original.
     """
-    return _stack_domains(summary, _finetuning_recovery_panel, seeds_note(summary))
+    return stack_domains(summary, _finetuning_recovery_panel, seeds_note(summary))
 
 
 def _finetuning_recovery_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     table = _finetuning_rows(summary, domain)
     if table.empty:
-        return _placeholder("finetuning: attack not run")
+        return draw_placeholder("finetuning: attack not run")
     methods = table[table["recovery"].notna() & (table["method"] != CONTROL)]
     lines = methods.assign(
         line=methods["method"].map(display_name),
@@ -136,9 +136,9 @@ def _finetuning_recovery_panel(summary: pd.DataFrame, domain: str) -> alt.TopLev
     )
     found = set(methods["method"])
     colours = {
-        display_name(model): colour for model, colour in _model_colours(summary, domain).items() if model in found
+        display_name(model): colour for model, colour in model_colours(summary, domain).items() if model in found
     }
-    unattacked = _unattacked(summary, domain)
+    unattacked = unattacked_accuracy(summary, domain)
     control = table[table["method"] == CONTROL]
     distance = unattacked.get(ORIGINAL, math.nan) - unattacked.get(CONTROL, math.nan)
     if not control.empty and distance > 0:
@@ -146,7 +146,7 @@ def _finetuning_recovery_panel(summary: pd.DataFrame, domain: str) -> alt.TopLev
         lines = pd.concat([lines, control.assign(line=CONTROL_GAIN, y=gain)])
         colours[CONTROL_GAIN] = CONTROL_COLOUR
     if lines.empty:
-        return _placeholder("finetuning: no recovery to show, because there is no original to compare with")
+        return draw_placeholder("finetuning: no recovery to show, because there is no original to compare with")
     ends = lines[["y", "low", "high"]].to_numpy(dtype=float)
     lowest, highest = float(np.nanmin(ends)), float(np.nanmax(ends))
     return _sample_panels(lines, colours, "recovery", [max(-0.5, min(0.0, lowest)), min(1.25, max(1.0, highest))], None)
@@ -154,7 +154,7 @@ def _finetuning_recovery_panel(summary: pd.DataFrame, domain: str) -> alt.TopLev
 
 def _finetuning_rows(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
     """The finetuning attack on methods and control by `dataset` and `count`; count 0 is the model without attack."""
-    rows = _with_best_template(summary[(summary["attack"] == "finetuning") & (summary["method"] != ORIGINAL)], domain)
+    rows = with_best_template(summary[(summary["attack"] == "finetuning") & (summary["method"] != ORIGINAL)], domain)
     named = rows["variant"].str.extract(r"^(?P<dataset>[a-z_]+)-n(?P<count>\d+)$").dropna()
     means = mean_over_seeds(rows.loc[named.index].join(named), ["method", "dataset", "count"])
     means["count"] = means["count"].astype(int)
@@ -163,16 +163,6 @@ def _finetuning_rows(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
     return pd.concat(
         [means, means[["method", "dataset"]].drop_duplicates().merge(start, on="method")], ignore_index=True
     )
-
-
-def _with_best_template(rows: pd.DataFrame, domain: str) -> pd.DataFrame:
-    """Test rows on the forget questions, each variant with the template that is better on validation (ties: plain)."""
-    keys = ["domain", "method", "seed", "attack", "variant"]
-    validation = forget_rows(rows, domain, "validation").sort_values(
-        ["accuracy", "template"], ascending=False, kind="stable"
-    )
-    best = validation.drop_duplicates(keys)[[*keys, "template"]]
-    return forget_rows(rows, domain, "test").merge(best, on=[*keys, "template"])
 
 
 def _sample_panels(
@@ -202,7 +192,7 @@ def _sample_panels(
         "line:N", title=None, scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=legend
     )
     dash = alt.StrokeDash("line:N", title=None, scale=alt.Scale(domain=list(colours), range=dashes), legend=legend)
-    y = _share("y", y_title, y_domain)
+    y = share_axis("y", y_title, y_domain)
     found = set(lines["dataset"])
     panels = []
     for dataset in [name for name in DATASETS if name in found] + sorted(found - set(DATASETS)):
@@ -214,7 +204,7 @@ def _sample_panels(
         x = alt.X("count:Q", title="samples (0: no attack)", scale=x_scale, axis=x_axis)
         base = alt.Chart(rows).encode(x=x, y=y, color=colour)
         layers = [
-            base.mark_area(opacity=0.13, clip=True).encode(y=_share("low", y_title, y_domain), y2="high"),
+            base.mark_area(opacity=0.13, clip=True).encode(y=share_axis("low", y_title, y_domain), y2="high"),
             base.mark_line(clip=True).encode(strokeDash=dash),
             base.mark_point(filled=True, size=36, opacity=1, clip=True),
         ]
@@ -228,18 +218,18 @@ def _sample_panels(
 
 def lens_by_block(summary: pd.DataFrame) -> alt.VConcatChart:
     """Test accuracy of the logit lens by block, one line per stream and one panel per model."""
-    return _stack_domains(summary, _lens_panel, seeds_note(summary))
+    return stack_domains(summary, _lens_panel, seeds_note(summary))
 
 
 def _lens_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
-    rows = _with_best_template(summary[summary["attack"] == "logit_lens"], domain)
+    rows = with_best_template(summary[summary["attack"] == "logit_lens"], domain)
     named = rows["variant"].str.extract(r"^(?P<line>attention|middle|mlp|block)-block(?P<block>\d+)$").dropna()
     if named.empty:
-        return _placeholder("logit lens: attack not run")
+        return draw_placeholder("logit lens: attack not run")
     means = mean_over_seeds(rows.loc[named.index].join(named), ["method", "line", "block"])
     means["block"] = means["block"].astype(int)
     ends = means.groupby("method")["block"].agg(["min", "max"])
-    unattacked = _unattacked(summary, domain)
+    unattacked = unattacked_accuracy(summary, domain)
     rules = [
         {"method": model, "line": line, "block": block, "accuracy": accuracy}
         for model in ends.index
@@ -255,7 +245,7 @@ def _lens_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     dash = alt.StrokeDash("line:N", title=None, scale=alt.Scale(domain=names, range=dashes), legend=legend)
     x_axis = alt.Axis(format="d", tickMinStep=1, grid=False, labelFlush=False)
     x = alt.X("block:Q", title="block", scale=alt.Scale(nice=False), axis=x_axis)
-    base = alt.Chart().encode(x=x, y=_share("accuracy", "test accuracy", [0.0, 1.0]), color=colour)
+    base = alt.Chart().encode(x=x, y=share_axis("accuracy", "test accuracy", [0.0, 1.0]), color=colour)
     points = base.mark_point(filled=True, size=25, opacity=1).transform_filter(
         alt.FieldOneOfPredicate("line", list(STREAMS))
     )
@@ -268,23 +258,23 @@ def _lens_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
 
 def pruning_grid(summary: pd.DataFrame) -> alt.VConcatChart:
     """Test accuracy after set difference pruning by p and q, and general ability below it; a panel per model and scoring."""
-    return _stack_domains(summary, _pruning_panel, seeds_note(summary))
+    return stack_domains(summary, _pruning_panel, seeds_note(summary))
 
 
 def _pruning_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     pruned = summary[(summary["attack"] == "pruning") & (summary["domain"] == domain)]
-    rows = _with_best_template(pruned, domain)
+    rows = with_best_template(pruned, domain)
     slug = r"^(?P<scoring>.+-(?:gradient|activation))-p(?P<p>[\d.]+)-q(?P<q>[\d.]+)$"
     named = rows["variant"].str.extract(slug).dropna().astype({"p": float, "q": float})
     if named.empty:
-        return _placeholder("pruning: attack not run")
+        return draw_placeholder("pruning: attack not run")
     keys = ["method", "scoring", "p", "q"]
     means = mean_over_seeds(rows.loc[named.index].join(named), [*keys, "variant"])
-    ability = _ability(pruned, domain, ["method", "variant"])
+    ability = general_ability(pruned, domain, ["method", "variant"])
     cells = means.join(ability, on=["method", "variant"])[[*keys, "accuracy", "general"]]
     cells["label"] = cells["accuracy"].map(percent)
     cells["general"] = cells["general"].map(percent, na_action="ignore").fillna("")
-    heat, text_colour = _heat_colours()
+    heat, text_colour = heat_colours()
     rows_of_panels = []
     for scoring in dict.fromkeys(cells["scoring"]):
         panels = []
@@ -310,222 +300,26 @@ def _pruning_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
 
 def perturbations(summary: pd.DataFrame) -> alt.VConcatChart:
     """Test accuracy under each way of perturbing the questions, ways × models."""
-    return _stack_domains(summary, _perturbations_panel, seeds_note(summary))
+    return stack_domains(summary, _perturbations_panel, seeds_note(summary))
 
 
 def _perturbations_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
-    rows = _with_best_template(summary[summary["attack"] == "perturbation"], domain)
-    return _variants_panel(summary, domain, rows) if len(rows) else _placeholder("perturbation: attack not run")
+    rows = with_best_template(summary[summary["attack"] == "perturbation"], domain)
+    return draw_variants(summary, domain, rows) if len(rows) else draw_placeholder("perturbation: attack not run")
 
 
 def prefixes(summary: pd.DataFrame) -> alt.VConcatChart:
     """Test accuracy under each prefix, prefixes × models: random ones, those found on the model, and those found on others."""
-    return _stack_domains(summary, _prefixes_panel, seeds_note(summary))
+    return stack_domains(summary, _prefixes_panel, seeds_note(summary))
 
 
 def _prefixes_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
-    rows = _with_best_template(summary[summary["attack"].isin(PREFIX_ATTACKS)], domain)
+    rows = with_best_template(summary[summary["attack"].isin(PREFIX_ATTACKS)], domain)
     if rows.empty:
-        return _placeholder(f"{', '.join(PREFIX_ATTACKS)}: attacks not run")
+        return draw_placeholder(f"{', '.join(PREFIX_ATTACKS)}: attacks not run")
     # One row for all seeds of the model that a prefix comes from.
     rows["variant"] = rows["variant"].str.replace(rf"^({TRANSFERRED}.+?)-seed\d+-", r"\1-", regex=True)
-    return _variants_panel(summary, domain, rows)
-
-
-def _variants_panel(summary: pd.DataFrame, domain: str, rows: pd.DataFrame) -> alt.TopLevelMixin:
-    """Heat map of accuracy, variants × models."""
-    cells = mean_over_seeds(rows, ["method", "variant"])[["method", "variant", "accuracy"]]
-    cells["model"] = cells["method"].map(display_name)
-    cells["label"] = cells["accuracy"].map(percent)
-    models = [display_name(model) for model in table_rows(summary, domain) if model in set(cells["method"])]
-    base = alt.Chart(cells).encode(
-        x=alt.X("model:N", sort=models, title=None, axis=alt.Axis(orient="top", labelAngle=0, domain=False)),
-        y=alt.Y("variant:N", sort=None, title=None, axis=alt.Axis(labelLimit=260, domain=False)),
-    )
-    heat, text_colour = _heat_colours()
-    return alt.layer(
-        base.mark_rect(stroke="white").encode(color=heat),
-        base.mark_text(fontSize=12, fontWeight="bold").encode(text="label:N", color=text_colour),
-        width=alt.Step(150),
-        height=alt.Step(26),
-    )
-
-
-def _ability(summary: pd.DataFrame, domain: str, keys: list[str]) -> pd.Series:
-    """General ability `general` of what `keys` tell apart, as means over benchmarks and seeds.
-
-    Each benchmark counts in the template in which it is answered better.
-    """
-    rows = summary[(summary["domain"] == domain) & (summary["split"] == "test") & (summary["benchmark"] != domain)]
-    best = rows.groupby([*dict.fromkeys([*keys, "seed", "benchmark"])], dropna=False, sort=False)["accuracy"].max()
-    return best.groupby(keys, dropna=False, sort=False).mean().rename("general")
-
-
-def tradeoff(summary: pd.DataFrame) -> alt.VConcatChart:
-    """Accuracy on the forget questions against general ability, a point per model; several seeds stand faintly around it.
-
-    A line leads from each point to the accuracy under the model's strongest attack, at the same general ability.
-    """
-    return _stack_domains(summary, _tradeoff_panel, seeds_note(summary))
-
-
-def _tradeoff_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
-    by_seed = _tradeoff_points(summary, domain)
-    if by_seed.empty:
-        return _placeholder("trade-off: no benchmark of general ability was run")
-    shares = ["general", "unattacked", "attacked"]
-    points = by_seed.groupby(["model", "attack"], sort=False)[shares].mean().reset_index()
-    repeated = by_seed[by_seed.groupby("model")["model"].transform("size") > 1]
-    colours = {display_name(model): colour for model, colour in _model_colours(summary, domain).items()}
-    labels = pd.concat(
-        [
-            points.assign(y=points["unattacked"], text=points["model"]),
-            points.assign(y=points["attacked"], text=points["attack"]).dropna(subset="y"),
-        ]
-    )[["model", "general", "y", "text"]]
-    left, right = by_seed["general"].min() - 0.01, by_seed["general"].max() + 0.01
-    labels["y"] = _spread_labels(list(labels["general"] / (right - left)), list(labels["y"]))
-    x = alt.X(
-        "general:Q",
-        title="accuracy on general ability, without attack",
-        scale=alt.Scale(domain=[left, right], nice=False),
-        axis=alt.Axis(format=".1%", tickCount=6),
-    )
-    y_title, y_domain = "accuracy on forget questions", [0.0, 1.0]
-    colour = alt.Color("model:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=None)
-    (before, after), (one_before, one_after) = (
-        [
-            alt.Chart(rows).encode(x=x, y=_share(column, y_title, y_domain), color=colour)
-            for column in ("unattacked", "attacked")
-        ]
-        for rows in (points, repeated)
-    )
-    text = alt.Chart(labels).encode(x=x, y=_share("y", y_title, y_domain), text="text:N")
-    return alt.layer(
-        one_before.mark_point(filled=True, size=40, opacity=0.35),
-        one_after.mark_point(filled=True, size=40, opacity=0.35, shape="triangle-up"),
-        before.mark_rule(strokeWidth=1.5).encode(y2="attacked"),
-        text.mark_text(align="left", dx=8, fontSize=11, stroke="white", strokeWidth=4, strokeJoin="round"),
-        before.mark_point(filled=True, size=80, opacity=1),
-        after.mark_point(filled=True, size=80, opacity=1, shape="triangle-up"),
-        text.mark_text(align="left", dx=8, fontSize=11).encode(color=colour),
-        width=540,
-        height=340,
-    )
-
-
-def _tradeoff_points(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
-    """One row per model and seed: `general` ability, `unattacked` and `attacked` accuracy, and the `attack`."""
-    rows = summary[(summary["domain"] == domain) & (summary["split"] == "test") & summary["selected"]]
-    ability = _ability(summary[summary["attack"] == "none"], domain, ["method", "seed"])
-    strongest = strongest_attacks(summary, domain)
-    points = []
-    for model, seed, share in ability.reset_index().itertuples(index=False, name=None):
-        has_seed = pd.notna(seed)
-        is_model = (rows["method"] == model) & ((rows["seed"] == seed) if has_seed else True)
-        own = rows[is_model & (rows["benchmark"] == domain)]
-        attack = strongest.get(model) if model != ORIGINAL else None
-        points.append(
-            {
-                "model": display_name(model),
-                "general": share,
-                "unattacked": own.loc[own["attack"] == "none", "accuracy"].mean(),
-                "attacked": own.loc[own["attack"] == attack, "accuracy"].mean(),
-                "attack": f"under {display_name(attack)}" if attack else "",
-            }
-        )
-    return pd.DataFrame(points)
-
-
-def _spread_labels(x: list[float], y: list[float]) -> list[float]:
-    """Move labels up until none covers another label or another point.
-
-    Args:
-        x: positions of the points that the labels begin at, as shares of the width.
-        y: their heights, as shares of the axis.
-    """
-    placed: dict[int, float] = {}
-
-    def is_covering(label: int, height: float) -> bool:
-        on_label = (
-            abs(x[other] - x[label]) < LABEL_WIDTH and abs(placed[other] - height) < LABEL_GAP for other in placed
-        )
-        on_point = (
-            0 < point_x - x[label] < LABEL_WIDTH and abs(point_y - height) < LABEL_GAP / 2
-            for point_x, point_y in zip(x, y, strict=True)
-        )
-        return any(on_label) or any(on_point)
-
-    for label in sorted(range(len(y)), key=lambda label: y[label]):
-        height = y[label]
-        while is_covering(label, height):
-            height += LABEL_GAP / 4
-        placed[label] = height
-    return [placed[label] for label in range(len(y))]
-
-
-def _unattacked(summary: pd.DataFrame, domain: str) -> dict[str, float]:
-    """Accuracy of each model without attack."""
-    cells = main_cells(summary, domain)
-    cells = cells[cells["attack"] == "none"]
-    return dict(zip(cells["method"], cells["accuracy"], strict=True))
-
-
-def _model_colours(summary: pd.DataFrame, domain: str) -> dict[str, str]:
-    """A colour for each model, the same in all figures."""
-    references = {ORIGINAL: "#000000", CONTROL: CONTROL_COLOUR}
-    methods = [model for model in models_of(summary, domain) if model not in references]
-    colours = {model: METHOD_COLOURS[place % len(METHOD_COLOURS)] for place, model in enumerate(methods)}
-    return {model: references.get(model) or colours[model] for model in models_of(summary, domain)}
-
-
-def _heat_colours() -> tuple[alt.Color, Any]:
-    """The colour of `accuracy` in a heat map, and of the text on it."""
-    colour = alt.Color(
-        "accuracy:Q",
-        title="accuracy",
-        scale=alt.Scale(scheme="viridis", domain=[0, 1]),
-        legend=alt.Legend(format=".0%", values=[0, 0.25, 0.5, 0.75, 1]),
-    )
-    dark = f"isValid(datum.accuracy) && datum.accuracy < {DARK_BELOW}"
-    return colour, alt.condition(dark, alt.value("white"), alt.value("black"))
-
-
-def _share(field: str, title: str, ends: list[float]) -> alt.Y:
-    """A vertical axis in percent."""
-    scale = alt.Scale(domain=ends, nice=False, padding=6)
-    return alt.Y(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(format=".0%"))
-
-
-def _placeholder(text: str) -> alt.Chart:
-    """A chart that says why there is none."""
-    chart = alt.Chart(pd.DataFrame({"text": [text]}), width=480, height=60)
-    return chart.mark_text(align="left", fontSize=13, color="#555555").encode(text="text:N", x=alt.value(0))
-
-
-def _stack_domains(
-    summary: pd.DataFrame, panel: Callable[[pd.DataFrame, str], alt.TopLevelMixin], note: str
-) -> alt.VConcatChart:
-    """One panel per domain, titled with its name and a note, in the common style.
-
-    Everything is passed at once: each of Altair's `configure_…` methods would copy the whole chart.
-    """
-    charts = []
-    for domain in domains_of(summary):
-        chart = panel(summary, domain)
-        chart.title = alt.Title(domain, subtitle=note, anchor="start", fontSize=15, offset=12)
-        charts.append(chart)
-    axis = alt.AxisConfig(labelFontSize=11, titleFontSize=12, titleFontWeight="normal", gridColor="#e6e6e6")
-    return alt.vconcat(
-        *charts,
-        spacing=40,
-        background="white",
-        padding=12,
-        resolve=alt.Resolve(scale=alt.ScaleResolveMap(color="independent", strokeDash="independent")),
-        config=alt.Config(
-            font=FONT, view=alt.ViewConfig(stroke=None), axis=axis, legend=alt.LegendConfig(labelFontSize=11)
-        ),
-    )
+    return draw_variants(summary, domain, rows)
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame], alt.VConcatChart]] = {
@@ -548,18 +342,3 @@ def write_figures(summary: pd.DataFrame, folder: Path) -> None:
             temporary.write_text(svg, encoding="utf-8")
         with publish(folder / f"{name}.png") as temporary:
             temporary.write_bytes(vl_convert.svg_to_png(svg, scale=2))
-
-
-def draw_svg(chart: alt.TopLevelMixin, prefix: str) -> str:
-    """A chart as SVG whose ids start with `prefix`.
-
-    The renderer counts ids through the whole process. Numbered by chart, the same chart gives the same bytes, and
-    several charts can stand in one page.
-    """
-    stream = io.StringIO()
-    chart.save(stream, format="svg")
-    svg = stream.getvalue()
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(re.findall(r' id="([^"]+)"', svg)))}
-    return re.sub(
-        r'( id="|url\(#|href="#)([^")]+)', lambda found: f"{found[1]}{prefix}-{numbers.get(found[2], found[2])}", svg
-    )

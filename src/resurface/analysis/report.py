@@ -34,7 +34,8 @@ from resurface.analysis.cells import (
     strongest_attacks,
     table_rows,
 )
-from resurface.analysis.figures import DARK_BELOW, FIGURES, draw_svg
+from resurface.analysis.charts import DARK_BELOW, draw_svg
+from resurface.analysis.figures import FIGURES
 from resurface.artifacts import publish
 
 VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"]
