@@ -213,7 +213,7 @@ def test_printable_prefixes(chats):
 @pytest.mark.parametrize("kind", enhanced_gcg.STEPS)
 def test_candidates_of_each_kind_of_step(problem, kind):
     shares = [float(name == kind) for name in enhanced_gcg.STEPS]
-    one = replace(problem, settings=settings(step_shares=shares))
+    one = replace(problem, settings=settings().model_copy(update={"step_shares": shares}))
     prefix = draw_prefix(problem.chats, 6, random.Random(0))
     found, candidates = enhanced_gcg.propose(one, prefix, 0, random.Random(0))
     assert found == kind

@@ -68,9 +68,13 @@ class EnhancedGCGSettings(Settings):
 
     @model_validator(mode="after")
     def check_numbers(self) -> "EnhancedGCGSettings":
-        """Some kind of step is taken, lengths are in order, and every snapshot has a step."""
-        if sum(self.step_shares) <= 0:
-            raise ValueError(f"step_shares: found {list(self.step_shares)}; one of them must be above 0")
+        """Some kind of step can always be taken, lengths are in order, and every snapshot has a step."""
+        swap, _, delete, sample = self.step_shares
+        if swap + delete + sample <= 0:
+            raise ValueError(
+                f"step_shares: found {list(self.step_shares)}; a share other than that of insertions must be above 0, because a "
+                "prefix of `maximum_length` cannot grow"
+            )
         start, end = self.minimum_lengths
         if not start <= end < self.maximum_length:
             raise ValueError(

@@ -1,6 +1,6 @@
 """Settings of the testbed: which world, and how its two models are pretrained."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from resurface.settings.base import PositiveFloat, PositiveInt, Settings, Share
 
@@ -26,7 +26,9 @@ class PretrainingSettings(Settings):
         0.5, ge=0, description="AdamW's weight decay of matrices; without it the models remember questions, not facts"
     )
     prompt_weight: Share = Field(0.1, description="weight of a prompt's tokens in the loss; the text after it weighs 1")
-    vocabulary: PositiveInt = Field(1536, description="tokens of the tokenizer")
+    vocabulary: int = Field(
+        1536, ge=512, description="tokens of the tokenizer: 256 bytes, the special ones, and merges"
+    )
     hidden: PositiveInt = Field(128, description="hidden size")
     intermediate: PositiveInt = Field(448, description="inner size of the feed-forward layers")
     blocks: PositiveInt = Field(6, description="number of decoder blocks")
@@ -36,3 +38,16 @@ class PretrainingSettings(Settings):
     )
     heads: PositiveInt = Field(4, description="attention heads")
     key_value_heads: PositiveInt = Field(2, description="key and value heads")
+
+    @model_validator(mode="after")
+    def check_heads(self) -> "PretrainingSettings":
+        """Heads share out the hidden states evenly, in even parts (rotary positions turn pairs), and are shared out themselves."""
+        if self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"found hidden {self.hidden} and heads {self.heads}; hidden must be a multiple of twice the heads"
+            )
+        if self.heads % self.key_value_heads:
+            raise ValueError(
+                f"found heads {self.heads} and key_value_heads {self.key_value_heads}; heads must be a multiple of these"
+            )
+        return self
