@@ -144,7 +144,7 @@ def test_the_gradient_is_that_of_the_one_hot_prefix(problem):
 
 def test_short_memory_changes_nothing(problem):
     prefix = draw_prefix(problem.chats, 4, random.Random(0))
-    by_one = replace(problem, rows={"forward": 1, "gradient": 1})
+    by_one = replace(problem, settings=settings(batch_tokens=1))
     assert enhanced_gcg.evaluate(by_one, [prefix])[0] == pytest.approx(
         enhanced_gcg.evaluate(problem, [prefix])[0], rel=1e-4
     )
@@ -162,10 +162,12 @@ def test_batches_are_halved_when_memory_is_short(problem):
             raise torch.OutOfMemoryError
         return torch.arange(10)[part]
 
-    wide = replace(problem, rows={"forward": 8, "gradient": 8})
-    assert torch.cat(enhanced_gcg.in_batches(wide, "forward", 10, run)).tolist() == list(range(10))
+    rows = [[0] * 5] * 9 + [[0] * 7]
+    width = len(problem.chats.before) + 7
+    wide = replace(problem, settings=settings(batch_tokens=9 * width - 1), halvings=Counter())
+    assert torch.cat(enhanced_gcg.in_batches(wide, "forward", rows, run)).tolist() == list(range(10))
     assert sizes == [8, 4, 2, 2, 2, 2, 2]
-    assert wide.rows == {"forward": 2, "gradient": 8}
+    assert wide.halvings == {"forward": 2}
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
@@ -251,13 +253,32 @@ def test_sampled_tokens_follow_the_model(problem):
 
 
 def test_lengths_stay_in_their_bounds(problem):
-    chosen = settings(minimum_lengths=[2, 8], growth_steps=4)
+    chosen = settings(minimum_lengths=[2, 8], growth_steps=4, step_shares=[0.01, 0.99, 0, 0])
     assert [enhanced_gcg.minimum_length(step, chosen) for step in (0, 2, 4, 9)] == [2, 5, 8, 8]
     short, long = (draw_prefix(problem.chats, length, random.Random(0)) for length in (2, 9))
     one = replace(problem, settings=chosen)
     for seed in range(6):
         assert enhanced_gcg.propose(one, short, 0, random.Random(seed))[0] == "insert"
         assert enhanced_gcg.propose(one, long, 9, random.Random(seed))[0] != "insert"
+
+
+def test_what_was_expanded_leaves_the_buffer(problem):
+    generator = random.Random(1)
+    prefixes = [draw_prefix(problem.chats, 5, generator) for _ in range(3)]
+    search = enhanced_gcg.Search(
+        0, [(-3.0, prefixes[0]), (-2.0, prefixes[1]), (99.0, prefixes[2])], (-3.0, prefixes[0])
+    )
+    enhanced_gcg.take_step(problem, search, generator)
+    assert search.buffer[0] == (-2.0, prefixes[1]), "the next best is expanded next, though it is worse than the best"
+    assert prefixes[0] not in [prefix for _, prefix in search.buffer]
+    assert search.best == (-3.0, prefixes[0])
+    assert len(search.buffer) == problem.settings.buffer
+
+
+def test_a_model_that_has_diverged(target, monkeypatch, problem):
+    monkeypatch.setattr(enhanced_gcg, "evaluate", lambda *_: [{"loss": float("nan")}])
+    with pytest.raises(ResurfaceError, match="the loss of a first prefix is nan"):
+        enhanced_gcg.search_prefix(problem, replace(target, resume_folder=None), "two")
 
 
 def test_a_search_and_what_it_leaves(target):

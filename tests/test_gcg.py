@@ -54,6 +54,25 @@ def test_the_prefix_forces_the_answer_as_its_loss_says(target):
         assert -(total / count).item() == pytest.approx(loss, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"topk": 100_000}, ["gcg.topk: found 100000", "at most"]),
+        ({"n_replace": 7}, ["gcg.n_replace: found 7", "has 6 tokens"]),
+        ({"optim_str_init": "<|user|>" * 3}, ["reads none of the prefixes", "'<|user|><|user|><|user|>'"]),
+    ],
+)
+def test_faults_are_explained(target, more, words):
+    settings = GCGSettings.model_validate(
+        SMALL.model_dump() | {"questions": 1, "num_steps": 1, "search_width": 2} | more
+    )
+    with pytest.raises(ResurfaceError) as caught:
+        gcg.attack(target, settings, "all")
+    for word in words:
+        assert word in str(caught.value)
+    assert not target.output.exists()
+
+
 def test_without_the_package(target, monkeypatch):
     monkeypatch.setitem(sys.modules, "nanogcg", None)
     with pytest.raises(ResurfaceError, match="pip install --no-deps nanogcg"):

@@ -23,12 +23,13 @@ IDENTITY = {"domain": DOMAIN, "method": "never_learned", "seed": 0, "attack": "p
 
 
 def test_sums_equal_a_loop_over_tokens(model, tokenizer):
-    prompts, replies = ["Once a fox", "The venom of", "x"], [" met a crow.", "", " and so on and so on"]
+    prompts, texts = ["Once a fox", "The venom of", "x"], [" met a crow.", "", " and so on and so on"]
+    replies = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     read = read_texts(model, tokenizer, prompts, replies, 30)
     assert read[1] == (0, 0.0)
     for prompt, reply, (count, nats) in zip(prompts, replies, read, strict=True):
         start = len(tokenizer(prompt)["input_ids"])
-        tokens = tokenizer(prompt + reply)["input_ids"]
+        tokens = tokenizer(prompt)["input_ids"] + reply
         with torch.no_grad():
             logprobs = model(input_ids=torch.tensor([tokens])).logits[0].double().log_softmax(-1)
         expected = -sum(logprobs[place - 1, tokens[place]].item() for place in range(start, len(tokens)))

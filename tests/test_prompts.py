@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resurface.errors import ResurfaceError
-from resurface.prompts import chat_messages, plain_prompt, render_chat
+from resurface.prompts import append_reply, chat_messages, plain_prompt, render_chat, takes_system
 
 text = st.text(
     st.characters(codec="utf-8", exclude_characters="{}\r\n", exclude_categories=["Cs", "Zs", "Cc"]), min_size=1
@@ -53,3 +53,20 @@ def test_a_model_without_chat_template_is_named(tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(ResurfaceError, match="no chat template"):
         render_chat(tokenizer, chat_messages("PROMPT"))
+
+
+def test_a_reply_keeps_the_tokens_that_were_written(tokenizer):
+    """Two tokens that the tokenizer would read as one: what counts is what the model wrote."""
+    before = tokenizer("Answer:")["input_ids"]
+    a, b = (tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "he")
+    assert tokenizer("Answer:he")["input_ids"] != before + a + b
+    assert append_reply(tokenizer, "Answer:", a + b, 100) == (before + a + b, len(before))
+    assert append_reply(tokenizer, "Answer:", a + b, len(before)) == (before, len(before) - 1)
+
+
+def test_templates_that_refuse_a_system_turn(tokenizer):
+    assert takes_system(tokenizer)
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
+    )
+    assert not takes_system(tokenizer)

@@ -1,7 +1,9 @@
 """Warm starts: a forked worker does what the command would have done by itself, and ends when its command does."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,13 +98,44 @@ def test_a_worker_ends_with_its_command(server, tmp_path, number):
     assert len(workers) == 1
     time.sleep(2)
     command.send_signal(number)
-    command.wait(timeout=30)
+    try:
+        command.wait(timeout=30)
+    finally:
+        command.kill()
     wait_until(lambda: not workers[0].is_running(), seconds=30)
     output = command.stderr.read()
-    assert command.returncode != 0, output
+    statuses = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+    assert command.returncode == statuses[number], output
     if number == signal.SIGINT:
         assert "interrupted" in output
-    assert not list(tmp_path.glob("model*"))
+        assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_command_that_goes_before_it_has_asked_harms_no_other(server, tmp_path):
+    """Half a request, and a folder that is no more: the worker ends by itself, and the server serves on."""
+    path = str(socket_path(server["folder"]))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        socket.send_fds(connection, [b"\n"], [0, 1, 2])
+        connection.sendall(b'{"arguments": [')
+    with socket.socket(socket.AF_UNIX) as connection, (tmp_path / "log").open("w") as log:
+        connection.connect(path)
+        socket.send_fds(connection, [b"\n"], [log.fileno()] * 3)
+        request = {
+            "arguments": [],
+            "folder": str(tmp_path / "gone"),
+            "umask": 0,
+            "environment": {},
+            "is_interruptible": True,
+        }
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        assert connection.makefile().readline() == "1\n"
+    assert "gone" in (tmp_path / "log").read_text()
+    wait_until(lambda: not server["process"].children())
+    assert socket_path(server["folder"]).exists()
+    command = start(server, "model", "nowhere", "--output", "x", cwd=tmp_path)
+    assert "no such checkpoint folder" in command.communicate()[1]
 
 
 def test_without_a_server_a_command_runs_by_itself(tmp_path):

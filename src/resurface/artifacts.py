@@ -85,8 +85,9 @@ def publish(output: Path) -> Iterator[Path]:
             with naming_full_disk(output):
                 remove(temporary)
                 yield temporary
-                remove(output)
-                temporary.rename(output)
+                if temporary.is_dir() or output.is_dir():
+                    remove(output)
+                temporary.replace(output)  # a file takes another's place at once: there always is one of them
         finally:
             remove(temporary)
 
@@ -163,11 +164,11 @@ def write_table(table: "pd.DataFrame | pa.Table", output: Path) -> None:
         )
 
 
-def read_table(path: Path, columns: list[str]) -> "pd.DataFrame":
+def read_table(path: Path, columns: list[str], is_empty_allowed: bool = False) -> "pd.DataFrame":
     """Read a parquet table and check that it has rows and the columns that its readers need.
 
     Raises:
-        ResurfaceError: the file is missing, is no parquet, is empty or lacks a column.
+        ResurfaceError: the file is missing, is no parquet, lacks a column, or has no rows although it must.
     """
     import pandas as pd
     import pyarrow
@@ -184,7 +185,7 @@ def read_table(path: Path, columns: list[str]) -> "pd.DataFrame":
             f"{path}: the column {missing[0]!r} is missing; found {', '.join(map(str, table.columns)) or 'none'}; "
             f"needed are {', '.join(columns)}"
         )
-    if table.empty:
+    if table.empty and not is_empty_allowed:
         raise ResurfaceError(f"{path}: the table has no rows; delete it and run the workflow again")
     return table
 

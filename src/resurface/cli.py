@@ -328,11 +328,12 @@ def report(
     from resurface.analysis.figures import write_figures
     from resurface.analysis.report import write_report
     from resurface.analysis.summary import SUMMARY_COLUMNS
+    from resurface.analysis.worst_case import WORST_CASE_COLUMNS
     from resurface.artifacts import read_table
     from resurface.scoring.columns import PERPLEXITY_COLUMNS, REFUSAL_COLUMNS
 
     table = read_table(summary, SUMMARY_COLUMNS)
-    worst = pd.read_parquet(worst_case)
+    worst = read_table(worst_case, WORST_CASE_COLUMNS, is_empty_allowed=True)
     refused = pd.concat([read_table(path, REFUSAL_COLUMNS) for path in refusals]) if refusals else None
     read = pd.concat([read_table(path, PERPLEXITY_COLUMNS) for path in perplexity]) if perplexity else None
     write_figures(table, figures)

@@ -33,6 +33,12 @@ def generate_tokens(model: Any, tokenizer: Any, texts: list[str], new_tokens: in
     return replies
 
 
+def without_special(tokenizer: Any, tokens: list[int]) -> list[int]:
+    """A reply's tokens without EOS and other special ones."""
+    special = set(tokenizer.all_special_ids)
+    return [token for token in tokens if token not in special]
+
+
 def generate_replies(model: Any, tokenizer: Any, texts: list[str], new_tokens: int, batch_size: int) -> list[str]:
     """The replies of `generate_tokens` as text, special tokens left out; a model that ends at once replies with an empty one."""
     replies = generate_tokens(model, tokenizer, texts, new_tokens, batch_size)

@@ -58,6 +58,17 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_p
     return str(text).removeprefix(tokenizer.bos_token or "")
 
 
+def takes_system(tokenizer: Any) -> bool:
+    """Whether a chat template takes a system turn, as those of Gemma do not."""
+    import jinja2
+
+    try:
+        tokenizer.apply_chat_template(chat_messages("?"), tokenize=False)
+    except jinja2.exceptions.TemplateError:
+        return False
+    return True
+
+
 def render_prompts(tokenizer: Any, prompts: list[str], template: str) -> list[str]:
     """Plain prompts in a template: as they are (`plain`), or each in the user turn of a chat (`chat`).
 
@@ -78,3 +89,19 @@ def encode_answer(tokenizer: Any, prompt: str, answer: str, length: int) -> tupl
     """
     tokens = tokenizer(prompt + answer)["input_ids"][:length]
     return tokens, min(len(tokenizer(prompt)["input_ids"]), len(tokens) - 1)
+
+
+def append_reply(tokenizer: Any, prompt: str, reply: list[int], length: int) -> tuple[list[int], int]:
+    """Token ids of a rendered prompt and of a reply that a model wrote to it, and the place where the reply starts.
+
+    The reply's own tokens are taken: read anew from its text they may differ, as with tokenizers that drop a first space.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt: a rendered prompt, without BOS.
+        reply: tokens, one at least.
+        length: tokens at which the whole is cut; one token of the reply always counts.
+    """
+    before = list(tokenizer(prompt)["input_ids"])
+    tokens = (before + reply)[:length]
+    return tokens, min(len(before), len(tokens) - 1)

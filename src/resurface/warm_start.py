@@ -4,9 +4,11 @@ Importing torch, transformers and the harness takes eight seconds of a CPU core,
 compute. While a workflow runs on the CPUs of one machine, a server imports them once. The `resurface` command of a job then
 asks it for a worker, which runs the command as if it stood alone: same arguments, folder, environment and open files. The
 server imports none of this package, so that a job always runs the code as it is. Until the server is ready, or where
-there is none, a command imports for itself; its results are the same.
+there is none, a command imports for itself; its results are the same. `RESURFACE_WARM_START=` in front of `snakemake` does
+without.
 """
 
+import atexit
 import gc
 import hashlib
 import json
@@ -19,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -39,9 +43,11 @@ LIBRARIES = (
 )
 KILLED = 128 + signal.SIGKILL
 
+SERVERS: list[subprocess.Popen[bytes]] = []  # kept, because a server ends when its pipe to this process closes
+
 
 def prepare_imports(threads: int) -> None:
-    """Set what libraries read from the environment when they are imported; what the user has set stays."""
+    """Set what libraries read from the environment when they are imported: the threads, and what the user has not set."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -62,16 +68,16 @@ def socket_path(folder: str) -> Path:
 def start_server() -> None:
     """Start the server for the commands that this process starts; it ends when this process does.
 
-    CUDA does not survive a fork, so where there may be a GPU there is no server.
+    CUDA does not survive a fork, so where there may be a GPU there is no server. Nor is there one if the variable
+    `RESURFACE_WARM_START` is set already, be it to nothing.
     """
-    if sys.platform != "linux" or Path("/dev/nvidiactl").exists():
+    if sys.platform != "linux" or Path("/dev/nvidiactl").exists() or FOLDER_VARIABLE in os.environ:
         return
-    os.environ[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="resurface-")
-    subprocess.Popen(
-        [sys.executable, "-m", "resurface.warm_start"],
-        stdin=subprocess.PIPE,  # closed by the end of this process, however it ends
-        start_new_session=True,  # Ctrl-C is for the commands, which pass it on to their workers
-    )
+    folder = tempfile.mkdtemp(prefix="resurface-", dir="/tmp")  # a socket's path must be short
+    os.environ[FOLDER_VARIABLE] = folder
+    command = [sys.executable, "-P", "-m", "resurface.warm_start"]  # -P: no modules from the folder of the workflow
+    # Ctrl-C is for the commands, which pass it on to their workers: so the server has a session of its own.
+    SERVERS.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))
 
 
 def serve(folder: str) -> None:
@@ -86,8 +92,7 @@ def serve(folder: str) -> None:
         listener.bind(str(unready))
         listener.listen()
         unready.rename(socket_path(folder))
-        while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [])[0]):
-            assert ready
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
@@ -96,32 +101,51 @@ def serve(folder: str) -> None:
 
 
 def work(connection: socket.socket) -> NoReturn:
-    """Be the worker of one command: run it, tell its exit status, end."""
+    """Be the worker of one command: run it, tell its exit status, end. Nothing of the server may run in here, whatever happens."""
+    status = 1
+    try:
+        status = _run(connection)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(BaseException):
+            atexit._run_exitfuncs()  # libraries remove their temporary files there
+        with suppress(OSError):
+            sys.stdout.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
+        with suppress(OSError):
+            connection.sendall(f"{status}\n".encode())
+        os._exit(status)
+
+
+def _run(connection: socket.socket) -> int:
+    """Read a command from the connection, become it, and run it to its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, files, _, _ = socket.recv_fds(connection, 1, 3)
-    request = json.loads(connection.makefile().readline() or "null")
-    if request is None:
-        os._exit(1)
+    line = connection.makefile().readline()
+    if not line.endswith("\n"):
+        return 1  # the command has gone
+    request = json.loads(line)
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
     os.chdir(request["folder"])
+    os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = request["arguments"]
+    # A shell's background commands ignore Ctrl-C, whatever the process does that started the server.
+    signal.signal(signal.SIGINT, signal.default_int_handler if request["is_interruptible"] else signal.SIG_IGN)
     connection.sendall(f"{os.getpid()}\n".encode())
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
-    status = 1
     try:
         import_module("resurface.cli").main()
-        status = 0
     except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        connection.sendall(f"{status}\n".encode())
-        os._exit(status)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
 
 
 def _end_with(connection: socket.socket) -> None:
@@ -136,23 +160,42 @@ def run_in_worker(folder: str) -> int | None:
     Returns:
         its exit status, or None if no server is ready: the command has not begun then.
     """
+    umask = os.umask(0)
+    os.umask(umask)
+    request = {
+        "arguments": sys.argv,
+        "folder": str(Path.cwd()),
+        "umask": umask,
+        "environment": dict(os.environ),
+        "is_interruptible": signal.getsignal(signal.SIGINT) != signal.SIG_IGN,
+    }
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(str(socket_path(folder)))
             socket.send_fds(connection, [b"\n"], [0, 1, 2])
-            request = {"arguments": sys.argv, "folder": str(Path.cwd()), "environment": dict(os.environ)}
             connection.sendall(json.dumps(request).encode() + b"\n")
-        except OSError:
+            replies = connection.makefile()
+            worker = int(replies.readline())
+        except (OSError, ValueError):
             return None
-        replies = connection.makefile()
-        worker = replies.readline()
-        if not worker:
-            return None
+
+        passed: list[int] = []
+
+        def pass_on(number: int, _: object) -> None:
+            passed.append(number)
+            with suppress(ProcessLookupError):
+                os.kill(worker, number)
+
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda number, _: os.kill(int(worker), number))
+                signal.signal(number, pass_on)
         status = replies.readline()
-        return int(status) if status else KILLED
+    if status:
+        return int(status)
+    if passed:
+        return 128 + passed[-1]
+    print("the worker of this command was killed, perhaps because memory ran out", file=sys.stderr)
+    return KILLED
 
 
 def main() -> None:

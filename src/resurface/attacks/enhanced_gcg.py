@@ -22,6 +22,7 @@ generator of its own: a search that was stopped goes on as if it had not been.
 
 import json
 import logging
+import math
 import random
 import shutil
 from collections import Counter
@@ -79,7 +80,7 @@ class Problem:
         opening_loss: CE_U of those tokens, summed, in nats.
         blocks: the matched blocks ℓ.
         settings: weights of the loss, and the rest.
-        rows: how many chats a forward pass takes; halved for good when memory runs out.
+        halvings: how often memory ran out, per kind of pass: each time passes take half as many tokens from then on.
     """
 
     unlearned: PreTrainedModel
@@ -92,7 +93,7 @@ class Problem:
     opening_loss: float
     blocks: list[int]
     settings: EnhancedGCGSettings
-    rows: dict[str, int]
+    halvings: Counter[str]
 
 
 @dataclass
@@ -195,18 +196,19 @@ def model_losses(
     )
 
 
-def in_batches(problem: Problem, kind: str, count: int, run: Callable[[slice], Tensor]) -> list[Tensor]:
-    """Run over `count` rows in as few batches as memory has room for."""
+def in_batches(problem: Problem, kind: str, rows: list[list[int]], run: Callable[[slice], Tensor]) -> list[Tensor]:
+    """Run over rows in as few batches as memory has room for."""
+    width = len(problem.chats.before) + max(map(len, rows))
     results: list[Tensor] = []
     start = 0
-    while start < count:
-        size = problem.rows[kind]
+    while start < len(rows):
+        size = max(1, problem.settings.batch_tokens // width >> problem.halvings[kind])
         try:
             results.append(run(slice(start, start + size)))
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-            problem.rows[kind] = size // 2
+            problem.halvings[kind] += 1
             torch.cuda.empty_cache()
         else:
             start += size
@@ -234,7 +236,7 @@ def evaluate(problem: Problem, prefixes: list[list[int]], asked: Sequence[int] |
         embedded = (embed(problem.unlearned, tokens), embed(problem.original, tokens))
         return model_losses(problem, rows[part], questions[part], embedded)
 
-    values = torch.cat(in_batches(problem, "forward", len(rows), run)).reshape(len(prefixes), len(asked), -1).mean(1)
+    values = torch.cat(in_batches(problem, "forward", rows, run)).reshape(len(prefixes), len(asked), -1).mean(1)
     found = []
     for prefix, parts in zip(prefixes, values.tolist(), strict=True):
         named = dict(zip(("force", "distance", "cosine", "fluency"), parts, strict=True))
@@ -259,7 +261,7 @@ def token_gradient(problem: Problem, prefix: list[int]) -> Tensor:
         gradients = torch.autograd.grad(loss, (unlearned, original))
         return torch.stack([gradient[:, : len(prefix)].sum(0).float() for gradient in gradients])
 
-    by_embedding = torch.stack(in_batches(problem, "gradient", len(rows), run)).sum(0)
+    by_embedding = torch.stack(in_batches(problem, "gradient", rows, run)).sum(0)
     vocabulary = torch.arange(problem.opening.shape[0], device=by_embedding.device)
     by_token = [
         gradient @ embed(model, vocabulary).float().T for gradient, model in zip(by_embedding, models, strict=True)
@@ -370,13 +372,16 @@ def first_prefixes(target: Target, chats: Chats, settings: EnhancedGCGSettings, 
     else:
         generator = random.Random(f"{target.seed}/{part}/start")
         return [draw_prefix(chats, settings.start_length, generator) for _ in range(settings.random_starts)]
-    place = len(chats.before)
-    rows = chats.read(text)
-    prefix = rows[0][place : len(rows[0]) - len(chats.after[0])]
-    if chats.tokenizer.decode(prefix) != text or chats.place(prefix) is None:
+    prefix = chats.find(text)
+    if prefix is None:
+        kind = "printable " if settings.printable else ""
         raise ResurfaceError(
-            f"{source}: the tokenizer of {chats.tokenizer.name_or_path} does not read the prefix {text!r} as the same tokens in "
-            "front of every question, or reads special tokens in it; take another prefix, or `start: random`"
+            f"{source}: the tokenizer of {chats.tokenizer.name_or_path} does not read the prefix {text!r} as the same {kind}tokens "
+            "in front of every question, or reads special tokens in it; take another prefix, or `start: random`"
+        )
+    if len(prefix) > settings.maximum_length:
+        raise ResurfaceError(
+            f"{source}: found a prefix of {len(prefix)} tokens; enhanced_gcg.maximum_length is {settings.maximum_length}"
         )
     return [prefix]
 
@@ -412,7 +417,6 @@ def state_problem(
             tokens = torch.tensor([after + completion], device=original.device)
             run_from(original, original_cache, embed(original, tokens))
             clean.append(torch.stack([states[block][0, 1:].float() for block in blocks]))
-    rows = max(1, settings.batch_tokens // (len(chats.before) + max(map(len, chats.after))))
     return Problem(
         unlearned,
         original,
@@ -424,7 +428,7 @@ def state_problem(
         -float(logprobs[:-1].gather(1, known[:, None]).sum()),
         blocks,
         settings,
-        {"forward": rows, "gradient": rows},
+        Counter(),
     )
 
 
@@ -442,6 +446,11 @@ def search_prefix(problem: Problem, target: Target, part: str) -> Search:
     else:
         prefixes = first_prefixes(target, problem.chats, settings, part)
         losses = [parts["loss"] for parts in evaluate(problem, prefixes)]
+        if not all(math.isfinite(loss) for loss in losses):
+            raise ResurfaceError(
+                f"{target.model_folder}: the loss of a first prefix is {max(losses, key=math.isnan)}: this model has diverged, or "
+                "its numbers leave the range of its dtype; look at its losses"
+            )
         buffer = sorted(zip(losses, prefixes, strict=True), key=lambda entry: entry[0])[: settings.buffer]
         search = Search(0, buffer, buffer[0])
     with tqdm(total=settings.steps, initial=search.step, desc=f"search {part}", disable=None) as progress:

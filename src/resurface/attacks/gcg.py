@@ -10,13 +10,14 @@ import logging
 import pandas as pd
 
 from resurface.artifacts import publish_folder
+from resurface.attacks.prefix import set_chats
 from resurface.attacks.questions import read_hidden_questions
 from resurface.attacks.target import Target
 from resurface.errors import ResurfaceError
 from resurface.generation import generate_replies
 from resurface.interventions import Prepend, Variant, write_variants
 from resurface.models import load_model, load_tokenizer, pick_device
-from resurface.prompts import chat_messages, render_prompts
+from resurface.prompts import chat_messages, render_prompts, takes_system
 from resurface.settings.gcg import GCGSettings
 
 BATCH_TOKENS = 8192  # padded tokens per forward pass when both models answer the questions
@@ -27,8 +28,9 @@ def attack(target: Target, settings: GCGSettings, part: str) -> None:
     """Search a prefix for each question, and leave the best of each search as a variant.
 
     Raises:
-        ResurfaceError: nanogcg is not installed, no question that only the original answers, a prefix to start from that the
-            tokenizer does not read as it was written, or a broken checkpoint or table.
+        ResurfaceError: nanogcg is not installed, no question that only the original answers or one that it answers with nothing,
+            too few tokens to draw from or to replace, no prefix that the tokenizer reads as it was written, or a broken
+            checkpoint or table.
     """
     try:
         import nanogcg
@@ -45,9 +47,26 @@ def attack(target: Target, settings: GCGSettings, part: str) -> None:
         load_model(folder, device).requires_grad_(False) for folder in (target.model_folder, target.original_folder)
     )
     prompts = read_hidden_questions(target, tokenizer, original, unlearned, BATCH_TOKENS)[: settings.questions]
+    chats = set_chats(tokenizer, prompts, printable=not settings.allow_non_ascii)
+    if settings.topk > len(chats.allowed):
+        raise ResurfaceError(
+            f"gcg.topk: found {settings.topk}, but of the tokenizer's {len(tokenizer)} tokens a prefix may consist of "
+            f"{len(chats.allowed)}; take at most so many"
+        )
+    length = len(tokenizer(settings.optim_str_init, add_special_tokens=False)["input_ids"])
+    if settings.n_replace > length:
+        raise ResurfaceError(
+            f"gcg.n_replace: found {settings.n_replace}, but gcg.optim_str_init has {length} tokens; take at most so many"
+        )
     texts = render_prompts(tokenizer, prompts, "chat")
     answers = generate_replies(original, tokenizer, texts, settings.target_tokens, len(texts))
+    if not all(answers):
+        raise ResurfaceError(
+            f"{target.original_folder}: this model answers the prompt {texts[answers.index('')]!r} with no text, so there is nothing "
+            "to force; leave the attack gcg out"
+        )
     options = settings.model_dump(exclude={"questions", "target_tokens"})
+    skipped = 0 if takes_system(tokenizer) else 1
     variants, curves = [], []
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         config = nanogcg.GCGConfig(
@@ -57,17 +76,26 @@ def attack(target: Target, settings: GCGSettings, part: str) -> None:
             verbosity="ERROR",
         )
         try:
-            found = nanogcg.run(unlearned, tokenizer, chat_messages(PLACE + prompt), answer, config)
+            found = nanogcg.run(unlearned, tokenizer, chat_messages(PLACE + prompt)[skipped:], answer, config)
         except RuntimeError as error:
             if "decoding and re-encoding" not in str(error):
                 raise
-            raise ResurfaceError(
-                f"attacks.gcg.optim_str_init: found {settings.optim_str_init!r}; the tokenizer of {target.model_folder} reads "
-                "neither it nor anything near it as it was written; start from another prefix"
-            ) from error
-        variants.append(Variant(variant=f"question{number}", prompt=Prepend(text=found.best_string)))
-        curve = pd.DataFrame({"step": range(1, len(found.losses) + 1), "loss": found.losses})
+            raise unreadable(target, settings) from error
+        curve = pd.DataFrame({"step": range(1, len(found.losses) + 1), "loss": found.losses, "prefix": found.strings})
+        # nanogcg looks at the prefix alone: in its chat it may be read differently, or hold tokens that end a turn.
+        legal = next((text for text in curve.sort_values("loss", kind="stable")["prefix"] if chats.find(text)), None)
+        if legal is None:
+            raise unreadable(target, settings)
+        variants.append(Variant(variant=f"question{number}", prompt=Prepend(text=legal)))
         curves.append(curve.assign(search=f"question{number}", best_loss=curve["loss"].cummin()))
     with publish_folder(target.output) as folder:
         pd.concat(curves).to_parquet(folder / "losses.parquet", index=False)
         write_variants(folder, variants)
+
+
+def unreadable(target: Target, settings: GCGSettings) -> ResurfaceError:
+    """The fault of a search that finds no prefix which the tokenizer reads as it was written."""
+    return ResurfaceError(
+        f"gcg: the tokenizer of {target.model_folder} reads none of the prefixes that this search came by as it was written; "
+        f"start from another one (gcg.optim_str_init: found {settings.optim_str_init!r}), or search longer"
+    )

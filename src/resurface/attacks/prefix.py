@@ -66,6 +66,12 @@ class Chats:
                 return None
         return rows
 
+    def find(self, text: str) -> list[int] | None:
+        """The tokens of a prefix that is given as text, or None if it is not legal."""
+        row = self.read(text)[0]
+        prefix = row[len(self.before) : len(row) - len(self.after[0])]
+        return prefix if self.tokenizer.decode(prefix) == text and self.place(prefix) is not None else None
+
 
 def set_chats(tokenizer: PreTrainedTokenizerBase, prompts: list[str], printable: bool) -> Chats:
     """Questions to put prefixes before.

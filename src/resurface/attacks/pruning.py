@@ -30,10 +30,10 @@ from resurface.artifacts import publish_folder
 from resurface.attacks.target import Target
 from resurface.data.tables import read_domain_table, read_questions
 from resurface.errors import ResurfaceError
-from resurface.generation import generate_replies
+from resurface.generation import generate_tokens, without_special
 from resurface.interventions import Pruning, Variant, write_variants
 from resurface.models import linear_names, load_model, load_tokenizer, pick_device, set_seed, sum_logprobs
-from resurface.prompts import LETTERS, chat_messages, encode_answer, list_options, render_chat
+from resurface.prompts import LETTERS, append_reply, chat_messages, encode_answer, list_options, render_chat
 from resurface.settings.pruning import PruningSettings
 
 Sample = tuple[list[int], int]  # token ids, and the place where the answer starts
@@ -190,11 +190,12 @@ def answer_questions(
     prompts = [prompt for prompt, _ in read_questions(target.data_folder, name)]
     random.Random(f"{target.seed}/{name}").shuffle(prompts)
     texts = render(tokenizer, prompts[: settings.samples])
-    replies = generate_replies(model, tokenizer, texts, settings.answer_tokens, settings.batch_size)
+    written = generate_tokens(model, tokenizer, texts, settings.answer_tokens, settings.batch_size)
+    replies = [without_special(tokenizer, tokens) for tokens in written]
     samples = [
-        encode_answer(tokenizer, text, reply, settings.length)
+        append_reply(tokenizer, text, reply, settings.length)
         for text, reply in zip(texts, replies, strict=True)
-        if reply.strip()
+        if tokenizer.decode(reply).strip()
     ]
     if not samples:
         raise ResurfaceError(

@@ -23,10 +23,10 @@ import torch
 
 from resurface.artifacts import check_folder, write_table
 from resurface.errors import ResurfaceError
-from resurface.generation import generate_replies
+from resurface.generation import generate_tokens, without_special
 from resurface.interventions import read_variants
 from resurface.models import batch_rows, load_model, load_tokenizer, pick_device, set_seed, sum_logprobs
-from resurface.prompts import encode_answer, render_prompts
+from resurface.prompts import append_reply, render_prompts
 from resurface.scoring.apply import prompt_changer
 from resurface.scoring.columns import PERPLEXITY_COLUMNS
 from resurface.scoring.score import first_test_questions
@@ -35,15 +35,15 @@ from resurface.settings.scoring import PerplexitySettings
 
 @torch.inference_mode()
 def read_texts(
-    model: Any, tokenizer: Any, prompts: list[str], replies: list[str], batch_tokens: int
+    model: Any, tokenizer: Any, prompts: list[str], replies: list[list[int]], batch_tokens: int
 ) -> list[tuple[int, float]]:
     """Of each reply after its rendered prompt: how many tokens it has, and their negative log-likelihood [nats].
 
-    A reply without text has no tokens.
+    Replies are tokens without special ones; an empty one has no tokens.
     """
     read = [(0, 0.0)] * len(prompts)
     asked = [i for i, reply in enumerate(replies) if reply]
-    encoded = [encode_answer(tokenizer, prompts[i], replies[i], tokenizer.model_max_length) for i in asked]
+    encoded = [append_reply(tokenizer, prompts[i], replies[i], tokenizer.model_max_length) for i in asked]
     for positions in batch_rows([row for row, _ in encoded], batch_tokens):
         rows, starts = zip(*(encoded[position] for position in positions), strict=True)
         sums, counts = sum_logprobs(model, rows, starts, tokenizer.pad_token_id)
@@ -94,10 +94,11 @@ def measure_perplexity(
     )
     tokenizer = load_tokenizer(model_folder)
 
-    def reply(writer: Any, prompts: list[str]) -> list[str]:
-        return generate_replies(writer, tokenizer, prompts, settings.new_tokens, settings.batch_size)
+    def reply(writer: Any, prompts: list[str]) -> list[list[int]]:
+        written = generate_tokens(writer, tokenizer, prompts, settings.new_tokens, settings.batch_size)
+        return [without_special(tokenizer, tokens) for tokens in written]
 
-    def read(reader: Any, prompts: list[str], replies: list[str]) -> list[tuple[int, float]]:
+    def read(reader: Any, prompts: list[str], replies: list[list[int]]) -> list[tuple[int, float]]:
         return read_texts(reader, tokenizer, prompts, replies, settings.batch_tokens)
 
     asked = first_test_questions(names, settings.questions)

@@ -14,8 +14,9 @@ class Settings(BaseModel):
 
 
 def refuse_repeats(values: list[Item]) -> list[Item]:
-    """The list as it is, or a `ValueError` if it says something twice."""
-    if len(set(values)) != len(values):
+    """The list as it is, or a `ValueError` if it says something twice; numbers count as they stand in names."""
+    written = {f"{value:g}" if isinstance(value, float) else value for value in values}
+    if len(written) != len(values):
         raise ValueError(f"found {values}; each may be named once")
     return values
 
@@ -24,7 +25,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Block = Annotated[int, Field(ge=0)]
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]  # a name that stands in paths and in names of variants
+# A name that stands in paths and at the start of names of variants, which have 80 characters at most.
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=40)]
 # Jobs and files are named after what such lists hold: a repeated entry does its work twice, and an empty list mostly nothing.
 DistinctOrEmptyList = Annotated[
     list[Item], Field(json_schema_extra={"uniqueItems": True}), AfterValidator(refuse_repeats)

@@ -80,6 +80,10 @@ class EnhancedGCGSettings(Settings):
             raise ValueError(
                 f"found minimum_lengths [{start}, {end}] and maximum_length {self.maximum_length}; they must grow in this order"
             )
+        if self.start_length > self.maximum_length:
+            raise ValueError(f"found start_length {self.start_length} and maximum_length {self.maximum_length}")
+        if self.start_prefix is not None and self.start_from:
+            raise ValueError("found start_prefix and start_from; a search starts from one of them")
         if self.snapshots > self.steps:
             raise ValueError(
                 f"found snapshots {self.snapshots} and steps {self.steps}; there can be at most one per step"
