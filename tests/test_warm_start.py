@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import DOMAIN
+from conftest import CHECKPOINTS, DOMAIN
 
 from resurface.warm_start import FOLDER_VARIABLE, socket_path
 
@@ -68,6 +68,23 @@ def test_a_worker_writes_the_same_bytes(server, tmp_path):
     for table in tables:
         assert (tmp_path / "warm" / "tables" / table.name).read_bytes() == table.read_bytes()
     assert f"data {DOMAIN}" in (tmp_path / "warm" / "log").read_text()
+
+
+def test_a_worker_computes_the_same_numbers(server, data, tmp_path):
+    """Also with more threads than the server began with."""
+    settings = {"references": ["original", "principal"], "block_sets": {"two": [1, 2]}, "questions": 12, "skip_tokens": 16}
+    for name, place in [("warm", server), ("cold", None)]:
+        command = start(
+            place,
+            *("--threads", "2", "attack", "orthogonalization", "--data", data / "results" / "data" / DOMAIN),
+            *("--model", CHECKPOINTS / "never_learned", "--original", CHECKPOINTS / "original"),
+            *("--output", tmp_path / name, "--settings", json.dumps(settings)),
+        )
+        assert command.wait() == 0, command.stderr.read()
+    files = sorted(path.name for path in (tmp_path / "cold").iterdir())
+    assert len(files) == 3
+    for name in files:
+        assert (tmp_path / "warm" / name).read_bytes() == (tmp_path / "cold" / name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ ATTACKS = [
     "pruning",
     "perturbation",
     "random_prefix",
+    "gcg",
     "enhanced_gcg",
     "logit_lens",
 ]
@@ -76,6 +77,6 @@ def test_the_report_and_its_figures_are_there(project):
 
 
 def test_perplexity_of_attacks_on_the_prompt(project):
-    for attack in ("perturbation", "enhanced_gcg"):
+    for attack in ("perturbation", "gcg", "enhanced_gcg"):
         tables = [pd.read_parquet(path) for path in project.glob(f"results/perplexity/{DOMAIN}/*/*/{attack}.parquet")]
         assert len(tables) == 12
