@@ -72,7 +72,12 @@ def test_a_worker_writes_the_same_bytes(server, tmp_path):
 
 def test_a_worker_computes_the_same_numbers(server, data, tmp_path):
     """Also with more threads than the server began with."""
-    settings = {"references": ["original", "principal"], "block_sets": {"two": [1, 2]}, "questions": 12, "skip_tokens": 16}
+    settings = {
+        "references": ["original", "principal"],
+        "block_sets": {"two": [1, 2]},
+        "questions": 12,
+        "skip_tokens": 16,
+    }
     for name, place in [("warm", server), ("cold", None)]:
         command = start(
             place,
@@ -147,7 +152,7 @@ def test_a_command_that_goes_before_it_has_asked_harms_no_other(server, tmp_path
             "is_interruptible": True,
         }
         connection.sendall(json.dumps(request).encode() + b"\n")
-        assert connection.makefile().readline() == "1\n"
+        assert connection.makefile().readline() == "status 1\n"
     assert "gone" in (tmp_path / "log").read_text()
     wait_until(lambda: not server["process"].children())
     assert socket_path(server["folder"]).exists()

@@ -115,7 +115,7 @@ def work(connection: socket.socket) -> NoReturn:
         with suppress(OSError):
             sys.stderr.flush()
         with suppress(OSError):
-            connection.sendall(f"{status}\n".encode())
+            connection.sendall(f"status {status}\n".encode())
         os._exit(status)
 
 
@@ -137,7 +137,7 @@ def _run(connection: socket.socket) -> int:
     sys.argv = request["arguments"]
     # A shell's background commands ignore Ctrl-C, whatever the process does that started the server.
     signal.signal(signal.SIGINT, signal.default_int_handler if request["is_interruptible"] else signal.SIG_IGN)
-    connection.sendall(f"{os.getpid()}\n".encode())
+    connection.sendall(f"worker {os.getpid()}\n".encode())
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     try:
         import_module("resurface.cli").main()
@@ -175,21 +175,24 @@ def run_in_worker(folder: str) -> int | None:
             socket.send_fds(connection, [b"\n"], [0, 1, 2])
             connection.sendall(json.dumps(request).encode() + b"\n")
             replies = connection.makefile()
-            worker = int(replies.readline())
-        except (OSError, ValueError):
+            kind, _, number = replies.readline().partition(" ")
+        except OSError:
             return None
+        if kind != "worker":
+            return int(number) if number else None
+        worker = int(number)
 
         passed: list[int] = []
 
-        def pass_on(number: int, _: object) -> None:
-            passed.append(number)
+        def pass_on(caught: int, _: object) -> None:
+            passed.append(caught)
             with suppress(ProcessLookupError):
-                os.kill(worker, number)
+                os.kill(worker, caught)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, pass_on)
-        status = replies.readline()
+        for caught in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(caught) != signal.SIG_IGN:
+                signal.signal(caught, pass_on)
+        _, _, status = replies.readline().partition(" ")
     if status:
         return int(status)
     if passed:

@@ -22,24 +22,28 @@ from resurface.analysis.cells import (
 
 
 def terminal_table(summary: pd.DataFrame) -> Table:
-    """The main result table: models × attacks, accuracy and recovery, one section per domain."""
-    attacks = attacks_of(summary)
+    """The main result table: attacks × models, accuracy and recovery, one section per domain; five models fit 80 columns."""
+    domains = domains_of(summary)
+    models = list(dict.fromkeys(model for domain in domains for model in table_rows(summary, domain)))
+    notes = ["variants selected on validation", "below: interval [], recovery ()", seeds_note(summary)]
     table = Table(
         title="Accuracy on the forget domain's test questions",
-        caption="; ".join(filter(None, ["variants selected on validation", seeds_note(summary)])),
+        caption="; ".join(filter(None, notes)),
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_column("model", overflow="fold")
-    for attack in attacks:
-        table.add_column(Text(display_name(attack)), justify="right", overflow="fold")
-    for domain in domains_of(summary):
+    table.add_column("attack", overflow="fold")
+    for model in models:
+        table.add_column(Text(display_name(model)), justify="right", overflow="fold")
+    for domain in domains:
         table.add_row(Text(domain, style="bold"))
         cells = cells_by_name(main_cells(summary, domain))
-        for model in table_rows(summary, domain):
-            absent = "no control" if model == CONTROL and not has_control(summary, domain) else "–"
-            lines = [_terminal_cell(cells.get((model, attack)), absent) for attack in attacks]
-            table.add_row(Text(display_name(model)), *map(Text, lines))
+        for attack in attacks_of(summary):
+            lines = []
+            for model in models:
+                absent = "no control" if model == CONTROL and not has_control(summary, domain) else "–"
+                lines.append(_terminal_cell(cells.get((model, attack)), absent))
+            table.add_row(Text(display_name(attack)), *map(Text, lines))
         table.add_section()
     return table
 
@@ -48,7 +52,7 @@ def _terminal_cell(cell: pd.Series | None, absent: str) -> str:
     """One cell as lines of text; `absent` where there is none."""
     if cell is None:
         return absent
-    accuracy = f"{percent(cell['accuracy'])} [{interval(cell['ci_low'], cell['ci_high'])}]"
-    if not is_attacked_method(cell) or pd.isna(cell["recovery"]):
-        return accuracy
-    return f"{accuracy}\nrecovery {percent(cell['recovery'])}"
+    lines = [percent(cell["accuracy"]), f"[{interval(cell['ci_low'], cell['ci_high'])}]"]
+    if is_attacked_method(cell) and pd.notna(cell["recovery"]):
+        lines.append(f"({percent(cell['recovery'])})")
+    return "\n".join(lines)
