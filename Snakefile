@@ -22,6 +22,7 @@ include: "workflow/rules/unlearn.smk"
 include: "workflow/rules/attack.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/audit.smk"
 
 
 report: "workflow/report/workflow.rst"
@@ -35,5 +36,6 @@ onstart:
 rule all:
     default_target: True
     input:
-        "results/summary.parquet",
-        "results/report.html",
+        SUMMARY,
+        REPORT,
+        "results/manifest.json",

@@ -1,12 +1,14 @@
 """Shared by all tests: the bundled models, a domain's tables, and one real run of the workflow."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
+import yaml
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -18,6 +20,23 @@ hypothesis.settings.load_profile("patient")
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = ROOT / "src" / "resurface" / "testbed" / "checkpoints"
 DOMAIN = "xenotoxicology"
+
+REDUCED = {
+    "domains": ["xenotoxicology"],
+    "methods": {
+        "rmu": {"block": 2, "trained_blocks": [0, 1, 2], "max_steps": 2, "batch_size": 2},
+        "npo": {"max_steps": 2, "batch_size": 2},
+    },
+    "attacks": {
+        "finetuning": {"datasets": {"forget": [2], "retain": [2]}, "epochs": 1},
+        "orthogonalization": {"references": ["original"], "block_sets": {"2": [2]}, "skip_tokens": 16},
+        "logit_lens": {"streams": ["block"], "blocks": [2, 5]},
+    },
+    "benchmarks": {"general": ["testbed_general_music"]},
+    "data": {"articles": 50, "general_questions": 10},
+    "refusals": {"questions": 5, "new_tokens": 4},
+    "summary": {"resamples": 50},
+}
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +69,6 @@ def model():
 
 def make_project(folder: Path) -> Path:
     """A copy of the project, code included, in which a test may change anything; results and caches stay behind."""
-    import shutil
-
     skip = shutil.ignore_patterns(".git", ".venv", ".snakemake", "results", "*.egg-info", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, folder, ignore=skip)
     return folder
@@ -68,3 +85,21 @@ def snakemake(project: Path, *arguments: str, check: bool = True) -> subprocess.
         stderr=subprocess.STDOUT,
         check=check,
     )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A copy of the project in which the reduced experiment has run."""
+    project = make_project(tmp_path_factory.mktemp("project") / "resurface")
+    (project / "config.yaml").write_text(yaml.safe_dump(REDUCED))
+    run = snakemake(project, check=False)
+    assert run.returncode == 0, run.stdout[-5000:]
+    return project
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A fresh copy of the finished project, times and records included, that a test may change."""
+    copy = tmp_path / "resurface"
+    shutil.copytree(finished, copy, symlinks=True)
+    return copy

@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import traceback
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,11 @@ app = typer.Typer(
     add_completion=False,
 )
 
+audits = typer.Typer(
+    help="Check results: are they whole, do they come out again, how do two differ?", no_args_is_help=True
+)
+app.add_typer(audits, name="audit")
+
 OutputOption = Annotated[Path, typer.Option(help="What to write.")]
 SettingsOption = Annotated[str, typer.Option(help="Settings as JSON; a key left out has its default.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
@@ -31,6 +37,15 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number
 TemplatesOption = Annotated[str, typer.Option(help="JSON: prompt forms.")]
 InterventionsOption = Annotated[
     list[Path] | None, typer.Option(help="The attack's folder; may be given several times.")
+]
+TablesOption = Annotated[
+    list[Path] | None, typer.Option(help="Tables that local tasks read, for the record; may be given several times.")
+]
+ResultsArgument = Annotated[Path, typer.Argument(help="A results folder, under whatever name.")]
+ResultsOption = Annotated[Path, typer.Option(help="The results folder, under whatever name.")]
+SnakefileOption = Annotated[Path, typer.Option(help="The workflow.")]
+FollowOption = Annotated[
+    bool, typer.Option("--follow-links", help="Read what links lead to: a checkpoint elsewhere, or Snakemake's cache.")
 ]
 DataOption = Annotated[Path, typer.Option(help="The domain's data folder.")]
 ResumeOption = Annotated[Path, typer.Option(help="Where interrupted state is kept.")]
@@ -87,9 +102,17 @@ def _find_entry(kind: str, name: str) -> Any:
     return entries[name]
 
 
+def _recording(*arguments: Any, **options: Any) -> AbstractContextManager[None]:
+    """Record the job that runs inside the context (`resurface.reproducibility.record.recording`)."""
+    from resurface.reproducibility.record import recording
+
+    return recording(*arguments, **options)
+
+
 @app.command()
 def data(domain: str, output: OutputOption, settings: SettingsOption = "{}") -> None:
     """Write the tables of a domain of the testbed, or its `general` questions."""
+    from resurface.data.tables import TABLES
     from resurface.data.testbed import write_domain, write_general
     from resurface.settings.data import TestbedSettings
     from resurface.testbed.world import FORGET_DOMAINS
@@ -98,9 +121,11 @@ def data(domain: str, output: OutputOption, settings: SettingsOption = "{}") -> 
         raise ResurfaceError(f"data: found {domain!r}; allowed are {', '.join(FORGET_DOMAINS)}, general")
     chosen = _read_settings(TestbedSettings, settings)
     if domain == "general":
-        write_general(output, chosen)
+        with _recording("general_questions", output, settings=chosen, outputs=[output / "questions.parquet"]):
+            write_general(output, chosen)
     else:
-        write_domain(domain, output, chosen)
+        with _recording("data", output, settings=chosen, outputs=[output / f"{name}.parquet" for name in TABLES]):
+            write_domain(domain, output, chosen)
 
 
 @app.command()
@@ -114,18 +139,23 @@ def pretrain(model: str, output: OutputOption, settings: SettingsOption = "{}", 
     if model not in ("original", "never_learned"):
         raise ResurfaceError(f"pretrain: found {model!r}; allowed are original, never_learned")
     chosen = _read_settings(PretrainingSettings, settings)
-    set_seed(chosen.seed)
-    with publish_folder(output) as folder:
-        losses = pretraining.pretrain(folder, model, chosen, pick_device(device))
+    with _recording("pretrain", output, settings=chosen, seed=chosen.seed):
+        set_seed(chosen.seed)
+        with publish_folder(output) as folder:
+            losses = pretraining.pretrain(folder, model, chosen, pick_device(device))
     log.info("loss at the end: %.3f nats per token", losses[-1][1])
 
 
 @app.command()
 def model(source: Path, output: OutputOption) -> None:
     """Take over a checkpoint as one of the experiment's reference models."""
+    from resurface.artifacts import hashes_path
     from resurface.checkpoints import take_over
 
-    take_over(source, output)
+    # Of a user's own checkpoint the output's hashes are the input's too: its files are linked.
+    made_here = [source] if not source.is_absolute() and hashes_path(source).is_file() else []
+    with _recording("model", output, inputs=made_here, settings={"source": str(source)}):
+        take_over(source, output)
 
 
 @app.command()
@@ -149,7 +179,8 @@ def unlearn(
     chosen = _read_settings(entry.settings_class(), settings)
     check_folder(model)
     place = resume_folder(resume, entry.module, chosen.model_dump_json(), f"seed{seed}", model, data)
-    with holding_job(place, output):
+    inputs = [model, *sorted(data.glob("*.parquet"))]
+    with holding_job(place, output), _recording("unlearn", output, inputs, chosen, method, seed):
         from resurface.models import pick_device
         from resurface.unlearning.training import Run
 
@@ -185,11 +216,12 @@ def attack(
     parts = list(getattr(chosen, entry.parts)) if entry.parts else ["all"]
     if part not in parts:
         raise ResurfaceError(f"--part: found {part!r}; allowed for {attack} with these settings: {', '.join(parts)}")
-    for folder in filter(None, (model, original, start)):
+    folders = [model, original, *([start] if start else [])]
+    for folder in folders:
         check_folder(folder)
-    inputs = [model, original, data, *([start] if start else [])]
-    place = resume_folder(resume, entry.module, chosen.model_dump_json(), f"seed{seed}", part, *inputs)
-    with holding_job(place, output):
+    place = resume_folder(resume, entry.module, chosen.model_dump_json(), f"seed{seed}", part, data, *folders)
+    inputs = [*folders, *sorted(data.glob("*.parquet"))]
+    with holding_job(place, output), _recording("attack", output, inputs, chosen, attack, seed):
         target = Target(model, original, data, output, seed, device, place, start)
         import_module(entry.module).attack(target, chosen, part)
 
@@ -201,6 +233,7 @@ def score(
     identity: Annotated[str, typer.Option(help="JSON: domain, method, seed, attack.")],
     output: OutputOption,
     interventions: InterventionsOption = None,
+    tables: TablesOption = None,
     transfer: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FOLDER of the same attack on another model; its variants get NAME in front of theirs."),
@@ -221,17 +254,24 @@ def score(
         raise ResurfaceError(
             "found neither --interventions nor --transfer; a model is scored under one of them at least"
         )
-    scoring.score(
-        model,
-        [("", folder) for folder in interventions or []] + [(f"{name}-", Path(folder)) for name, folder in transfers],
-        json.loads(benchmarks),
-        list(chosen.templates),
-        json.loads(identity),
-        output,
-        chosen.batch_tokens,
-        device,
-        log.info,
-    )
+    named = [("", folder) for folder in interventions or []] + [
+        (f"{name}-", Path(folder)) for name, folder in transfers
+    ]
+    inputs = [model, *(folder for _, folder in named), *(tables or [])]
+    scored = json.loads(identity)
+    what = {**chosen.model_dump(), **scored, "benchmarks": json.loads(benchmarks)}
+    with _recording("score", output, inputs, what, seed=scored["seed"]):
+        scoring.score(
+            model,
+            named,
+            json.loads(benchmarks),
+            list(chosen.templates),
+            scored,
+            output,
+            chosen.batch_tokens,
+            device,
+            log.info,
+        )
 
 
 @app.command()
@@ -240,6 +280,7 @@ def refusals(
     benchmarks: Annotated[str, typer.Option(help="JSON: name → list of harness tasks.")],
     identity: Annotated[str, typer.Option(help="JSON: domain, method, seed.")],
     output: OutputOption,
+    tables: TablesOption = None,
     settings: SettingsOption = "{}",
     templates: TemplatesOption = '["plain","chat"]',
     device: DeviceOption = "auto",
@@ -249,7 +290,10 @@ def refusals(
     from resurface.settings.scoring import RefusalSettings
 
     chosen = _read_settings(RefusalSettings, settings)
-    count_refusals(model, json.loads(benchmarks), json.loads(templates), json.loads(identity), output, chosen, device)
+    tasks, forms, read = json.loads(benchmarks), json.loads(templates), json.loads(identity)
+    what = {**chosen.model_dump(), **read, "benchmarks": tasks, "templates": forms}
+    with _recording("refusals", output, [model, *(tables or [])], what, seed=read["seed"]):
+        count_refusals(model, tasks, forms, read, output, chosen, device)
 
 
 @app.command()
@@ -260,6 +304,7 @@ def perplexity(
     identity: Annotated[str, typer.Option(help="JSON: domain, method, seed, attack.")],
     output: OutputOption,
     interventions: InterventionsOption = None,
+    tables: TablesOption = None,
     settings: SettingsOption = "{}",
     templates: TemplatesOption = '["plain","chat"]',
     device: DeviceOption = "auto",
@@ -269,17 +314,13 @@ def perplexity(
     from resurface.scoring.perplexity import measure_perplexity
     from resurface.settings.scoring import PerplexitySettings
 
-    measure_perplexity(
-        model,
-        original,
-        [check_folder(folder) for folder in interventions or []],
-        json.loads(tasks),
-        json.loads(templates),
-        json.loads(identity),
-        output,
-        _read_settings(PerplexitySettings, settings),
-        device,
-    )
+    chosen = _read_settings(PerplexitySettings, settings)
+    names, forms, read = json.loads(tasks), json.loads(templates), json.loads(identity)
+    folders = interventions or []
+    what = {**chosen.model_dump(), **read, "tasks": names, "templates": forms}
+    with _recording("perplexity", output, [model, original, *folders, *(tables or [])], what, seed=read["seed"]):
+        checked = [check_folder(folder) for folder in folders]
+        measure_perplexity(model, original, checked, names, forms, read, output, chosen, device)
 
 
 @app.command()
@@ -293,7 +334,9 @@ def summarize(
     from resurface.artifacts import write_table
     from resurface.settings.summary import SummarySettings
 
-    write_table(summarize(read_scores(scores), _read_settings(SummarySettings, settings)), output)
+    chosen = _read_settings(SummarySettings, settings)
+    with _recording("summarize", output, scores, chosen):
+        write_table(summarize(read_scores(scores), chosen), output)
 
 
 @app.command("worst-case")
@@ -307,7 +350,8 @@ def worst_case(
     from resurface.analysis.worst_case import find_worst_case
     from resurface.artifacts import read_table, write_table
 
-    write_table(find_worst_case(read_scores(scores), read_table(summary, SUMMARY_COLUMNS)), output)
+    with _recording("worst_case", output, [*scores, summary]):
+        write_table(find_worst_case(read_scores(scores), read_table(summary, SUMMARY_COLUMNS)), output)
 
 
 @app.command()
@@ -325,19 +369,36 @@ def report(
     """Write the report and its figures."""
     import pandas as pd
 
-    from resurface.analysis.figures import write_figures
+    from resurface.analysis.figures import FIGURES, write_figures
     from resurface.analysis.report import write_report
     from resurface.analysis.summary import SUMMARY_COLUMNS
     from resurface.analysis.worst_case import WORST_CASE_COLUMNS
     from resurface.artifacts import read_table
     from resurface.scoring.columns import PERPLEXITY_COLUMNS, REFUSAL_COLUMNS
 
-    table = read_table(summary, SUMMARY_COLUMNS)
-    worst = read_table(worst_case, WORST_CASE_COLUMNS, is_empty_allowed=True)
-    refused = pd.concat([read_table(path, REFUSAL_COLUMNS) for path in refusals]) if refusals else None
-    read = pd.concat([read_table(path, PERPLEXITY_COLUMNS) for path in perplexity]) if perplexity else None
-    write_figures(table, figures)
-    write_report(table, worst, refused, read, json.loads(experiment), output)
+    described = json.loads(experiment)
+    inputs = [summary, worst_case, *(refusals or []), *(perplexity or [])]
+    drawn = [figures / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
+    with _recording("report", output, inputs, {"experiment": described}, outputs=[output, *drawn]):
+        table = read_table(summary, SUMMARY_COLUMNS)
+        worst = read_table(worst_case, WORST_CASE_COLUMNS, is_empty_allowed=True)
+        refused = pd.concat([read_table(path, REFUSAL_COLUMNS) for path in refusals]) if refusals else None
+        read = pd.concat([read_table(path, PERPLEXITY_COLUMNS) for path in perplexity]) if perplexity else None
+        write_figures(table, figures)
+        write_report(table, worst, refused, read, described, output)
+
+
+@app.command()
+def manifest(
+    output: OutputOption = Path("results/manifest.json"),
+    experiment: Annotated[str, typer.Option(help="JSON: the whole configuration.")] = "{}",
+) -> None:
+    """Collect the provenance records of all jobs of an experiment."""
+    from resurface.config import Experiment
+    from resurface.reproducibility.manifest import write_manifest
+
+    made = write_manifest(_read_settings(Experiment, experiment), output)
+    log.info("%s: %d jobs, %d files, digest %s", output, len(made.records), len(made.files), made.digest)
 
 
 @app.command()
@@ -350,6 +411,116 @@ def show(summary: Annotated[Path, typer.Argument()] = Path("results/summary.parq
     from resurface.artifacts import read_table
 
     Console().print(terminal_table(read_table(summary, SUMMARY_COLUMNS)))
+
+
+@audits.command("verify")
+def audit_verify(
+    results: ResultsArgument = Path("results"),
+    configfile: Annotated[
+        Path | None, typer.Option(help="The configuration that the results must come from; else the manifest's own.")
+    ] = None,
+    digest: Annotated[str | None, typer.Option(help="The digest that the manifest must have.")] = None,
+    follow_links: FollowOption = False,
+) -> None:
+    """Verify a results folder: whole, unchanged, and each file made from those that its record names."""
+    from rich.console import Console
+
+    from resurface.config import read_config
+    from resurface.reproducibility.verify import tabulate_findings, verify
+
+    found, findings = verify(results, read_config(configfile) if configfile else None, follow_links)
+    if digest is not None and digest != found.digest:
+        raise ResurfaceError(f"{results}/manifest.json: its digest is {found.digest}; expected {digest}")
+    console = Console(highlight=False)
+    if findings:
+        console.print(tabulate_findings(findings))
+        raise ResurfaceError(f"{results}: {len(findings)} finding(s); digest {found.digest}")
+    console.print(
+        f"{results}: {len(found.files)} files of {len(found.records)} jobs are whole and unchanged\ndigest {found.digest}",
+        markup=False,
+    )
+
+
+@audits.command("reproduce")
+def audit_reproduce(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Outputs, or folders of them (results/…); none: a sample is drawn.")
+    ] = None,
+    results: ResultsOption = Path("results"),
+    sample: Annotated[int, typer.Option(min=1, help="How many jobs are drawn if no targets are named.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    cores: Annotated[int | None, typer.Option(min=1, help="CPU cores; all that there are, if not said.")] = None,
+    snakefile: SnakefileOption = Path("Snakefile"),
+    scratch: Annotated[
+        Path | None, typer.Option(help="A new folder to work in, which is kept; else a temporary one.")
+    ] = None,
+    follow_links: FollowOption = False,
+) -> None:
+    """Run jobs again from their recorded inputs, in a scratch folder, and compare what they write."""
+    import os
+    from contextlib import nullcontext
+    from tempfile import TemporaryDirectory
+
+    from rich.console import Console
+
+    from resurface.reproducibility.reproduce import reproduce, tabulate_outcomes
+
+    if scratch is not None and scratch.exists():
+        raise ResurfaceError(f"--scratch: {scratch} is there already; name a new folder")
+    with TemporaryDirectory(prefix="resurface-") if scratch is None else nullcontext(scratch) as folder:
+        outcomes = []
+        for outcome in reproduce(
+            results, targets or [], sample, seed, Path(folder), snakefile, cores or os.cpu_count() or 1, follow_links
+        ):
+            log.info("%s: %s", outcome.output, outcome.verdict)
+            outcomes.append(outcome)
+    Console(highlight=False).print(tabulate_outcomes(outcomes))
+    failed = [outcome for outcome in outcomes if outcome.verdict in ("differs", "failed")]
+    if failed:
+        raise ResurfaceError(f"{len(failed)} of {len(outcomes)} jobs did not come out as recorded")
+
+
+@audits.command("compare")
+def audit_compare(
+    a: Annotated[Path, typer.Argument(help="A results folder.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+    output: Annotated[Path | None, typer.Option(help="Also write the whole comparison as parquet.")] = None,
+    follow_links: FollowOption = False,
+) -> None:
+    """Compare two results folders question by question, and say what explains that they differ; 1 if they do."""
+    from rich.console import Console
+
+    from resurface.artifacts import write_table
+    from resurface.reproducibility.compare import (
+        compare_scores,
+        describe_comparison,
+        explain,
+        list_unshared,
+        read_verified,
+    )
+
+    (manifest_a, scores_a), (manifest_b, scores_b) = (read_verified(folder, follow_links) for folder in (a, b))
+    compared = compare_scores(scores_a, scores_b)
+    if output is not None:
+        write_table(compared, output)
+    unshared, reasons = list_unshared(scores_a, scores_b), explain(manifest_a, manifest_b)
+    Console(highlight=False).print(*describe_comparison(compared, unshared, reasons), sep="\n")
+    if unshared or (compared["largest_gap"] > 0).any():
+        sys.exit(1)
+
+
+@audits.command("export")
+def audit_export(
+    output: Annotated[Path, typer.Argument(help="The folder to write.")],
+    results: ResultsOption = Path("results"),
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Copy the weights of models too.")] = False,
+    snakefile: SnakefileOption = Path("Snakefile"),
+    follow_links: FollowOption = False,
+) -> None:
+    """Export results as a Workflow Run RO-Crate."""
+    from resurface.reproducibility.crate import export_crate
+
+    export_crate(results, output, snakefile, checkpoints, follow_links)
 
 
 def main() -> None:

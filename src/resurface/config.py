@@ -185,6 +185,23 @@ def validate_config(config: dict[str, Any], source: str) -> Experiment:
         raise ResurfaceError("\n".join([f"{source}: {len(lines)} fault(s) in the configuration", *lines])) from None
 
 
+def read_config(path: Path) -> Experiment:
+    """Read and validate a configuration file.
+
+    Raises:
+        ResurfaceError: it is missing or no YAML mapping, or a key in it is wrong.
+    """
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ResurfaceError(f"{path}: this is no readable YAML file: {error}") from error
+    if not isinstance(config, dict):
+        raise ResurfaceError(f"{path}: found {type(config).__name__}; a configuration is a mapping")
+    return validate_config(config, str(path))
+
+
 def _fill_empty_sections(config: dict[str, Any]) -> dict[str, Any]:
     """`npo:` without anything below it means the method with its defaults, although YAML reads it as null."""
     filled = dict(config)

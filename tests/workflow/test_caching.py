@@ -6,44 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_project, snakemake
+from conftest import snakemake
 
 pytestmark = pytest.mark.slow
-
-REDUCED = {
-    "domains": ["xenotoxicology"],
-    "methods": {
-        "rmu": {"block": 2, "trained_blocks": [0, 1, 2], "max_steps": 2, "batch_size": 2},
-        "npo": {"max_steps": 2, "batch_size": 2},
-    },
-    "attacks": {
-        "finetuning": {"datasets": {"forget": [2], "retain": [2]}, "epochs": 1},
-        "orthogonalization": {"references": ["original"], "block_sets": {"2": [2]}, "skip_tokens": 16},
-        "logit_lens": {"streams": ["block"], "blocks": [2, 5]},
-    },
-    "benchmarks": {"general": ["testbed_general_music"]},
-    "data": {"articles": 50, "general_questions": 10},
-    "refusals": {"questions": 5, "new_tokens": 4},
-    "summary": {"resamples": 50},
-}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A copy of the project in which the reduced experiment has run."""
-    project = make_project(tmp_path_factory.mktemp("project") / "resurface")
-    (project / "config.yaml").write_text(yaml.safe_dump(REDUCED))
-    run = snakemake(project, check=False)
-    assert run.returncode == 0, run.stdout[-5000:]
-    return project
-
-
-@pytest.fixture
-def project(finished, tmp_path):
-    """A fresh copy of the finished project, times and records included, that a test may change."""
-    copy = tmp_path / "resurface"
-    shutil.copytree(finished, copy, symlinks=True)
-    return copy
 
 
 def scheduled(project: Path) -> set[str]:
@@ -70,9 +35,13 @@ def set_config(project: Path, *keys: str, value) -> None:
     (project / "config.yaml").write_text(yaml.safe_dump(config))
 
 
+# What follows any change of a score; the manifest follows every change.
+FINAL = {"summarize", "worst_case", "report", "manifest"}
+
+
 def chain(attack: str, methods=("rmu", "npo", "never_learned")) -> set[str]:
     jobs = {f"{rule} {method} {attack}" for method in methods for rule in ("attack", "score")}
-    return jobs | {"summarize", "worst_case", "report"}
+    return jobs | FINAL
 
 
 def test_a_second_run_schedules_nothing(project):
@@ -103,7 +72,7 @@ def test_changing_settings_of_an_attack_schedules_it_and_what_follows(project):
 def test_changing_settings_of_a_method_leaves_the_others_alone(project):
     set_config(project, "methods", "npo", "beta", value=0.2)
     attacks = ["none", "finetuning", "orthogonalization", "logit_lens"]
-    expected = {"unlearn npo", "refusals npo", "summarize", "worst_case", "report"}
+    expected = {"unlearn npo", "refusals npo", *FINAL}
     for attack in attacks:
         expected |= {f"attack npo {attack}", f"score npo {attack}"}
     assert scheduled(project) == expected
@@ -115,13 +84,13 @@ def test_changing_settings_of_a_method_leaves_the_others_alone(project):
 def test_editing_the_scorer_or_a_task_schedules_scores_only(project, path):
     edit(project / "src/resurface" / path)
     rules = {job.split()[0] for job in scheduled(project)}
-    assert rules == {"score", "refusals", "summarize", "worst_case", "report"}
+    assert rules == {"score", "refusals", *FINAL}
 
 
 @pytest.mark.parametrize("path", ["report.py", "report.html.jinja"])
 def test_editing_the_report_schedules_the_report_only(project, path):
     edit(project / "src/resurface/analysis" / path)
-    assert scheduled(project) == {"report"}
+    assert scheduled(project) == {"report", "manifest"}
 
 
 def test_editing_a_readme_the_command_line_or_a_test_schedules_nothing(project):
@@ -140,7 +109,7 @@ def test_a_new_domain_leaves_the_first_alone(project):
 
 def test_the_device_makes_nothing_stale(project):
     set_config(project, "device", value="cpu")
-    assert scheduled(project) <= {"report"}, "the report shows the configuration, no more depends on the device"
+    assert scheduled(project) <= {"report", "manifest"}, "these show the configuration; no more depends on the device"
 
 
 @pytest.mark.parametrize(

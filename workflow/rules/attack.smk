@@ -30,16 +30,17 @@ rule attack:
     output:
         folder=directory(ATTACKED),
         hashes=hashes(ATTACKED),
+        record=record(ATTACKED),
     log:
         f"{LOGS}/attack/{{domain}}/{{method}}/seed{{seed}}/{{attack}}-{{part}}.log",
+    cache: True
     resources:
         device=experiment.device,
     params:
-        settings=lambda wildcards: dump_settings(
-            experiment.settings_of("attacks", wildcards.attack)
-        ),
-        source=lambda wildcards: fingerprint(ATTACKS[wildcards.attack].module),
-        data="results/data/{domain}",
+        settings=lambda wildcards: job_settings(experiment, "attack", wildcards.attack),
+        source=lambda wildcards: job_source("attack", wildcards.attack),
+        wildcards=list_wildcards,
+        data=DATA,
         start=start_option,
     shell:
         "resurface --log {log} --threads {threads} attack {wildcards.attack} --part {wildcards.part} "

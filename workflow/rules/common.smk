@@ -11,7 +11,26 @@ import sys
 from resurface.config import dump_settings, validate_config
 from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
+from resurface.reproducibility import jobs
 from resurface.reproducibility.fingerprint import fingerprint
+from resurface.reproducibility.jobs import (
+    ATTACKED,
+    DATA,
+    MODELS,
+    PERPLEXITY,
+    REFUSALS,
+    REPORT,
+    SCORES,
+    SUMMARY,
+    TESTBED,
+    UNLEARNED,
+    WORST_CASE,
+    attacked_models,
+    job_settings,
+    job_source,
+    prompt_attacks,
+    reference_models,
+)
 
 try:
     experiment = validate_config(
@@ -20,17 +39,9 @@ try:
 except ResurfaceError as error:
     raise WorkflowError(str(error)) from None
 
-MODELS = "results/models/{model}"
-UNLEARNED = "results/unlearned/{domain}/{method}/seed{seed}"
-ATTACKED = "results/attacks/{domain}/{method}/seed{seed}/{attack}/{part}"
-SCORES = "results/scores/{domain}/{method}/seed{seed}/{attack}.parquet"
-PERPLEXITY = "results/perplexity/{domain}/{method}/seed{seed}/{attack}.parquet"
-REFUSALS = "results/refusals/{domain}/{method}/seed{seed}.parquet"
 LOGS = "results/logs"
 
-REFERENCES = [
-    name for name in ("original", "never_learned") if getattr(experiment.models, name)
-]
+REFERENCES = reference_models(experiment)
 
 
 wildcard_constraints:
@@ -47,6 +58,11 @@ def hashes(folder):
     return f"{folder}.hashes.json"
 
 
+def record(output):
+    """The provenance record beside what a job's command line names as output."""
+    return f"{output}.provenance.json"
+
+
 def checkpoint(wildcards):
     """The folder of a model: an unlearned one, or one of the two references."""
     if wildcards.method in REFERENCES:
@@ -54,6 +70,11 @@ def checkpoint(wildcards):
     return UNLEARNED.format(
         **{key: wildcards[key] for key in ("domain", "method", "seed")}
     )
+
+
+def list_wildcards(wildcards):
+    """All wildcards of a job. The cache between workflows knows jobs by their parameters alone."""
+    return list(wildcards)
 
 
 def domain_tables(wildcards):
@@ -88,24 +109,6 @@ def benchmark_tables(wildcards):
     ]
 
 
-def is_reported(method, seed, attack):
-    """Whether a combination is part of the experiment.
-
-    A reference model without attack does not depend on a seed; the original is not attacked, but what attacks found on others
-    may be scored on it.
-    """
-    if attack == "none" and method in REFERENCES:
-        return seed == experiment.seeds[0]
-    return method != "original" or ATTACKS[attack].transfers
-
-
-def reported(pattern, attacks, models=(*REFERENCES, *experiment.method_names)):
-    """All files of a pattern that the experiment needs."""
-    return [
-        pattern.format(domain=domain, method=method, seed=seed, attack=attack)
-        for domain in experiment.domains
-        for method in models
-        for seed in experiment.seeds
-        for attack in attacks
-        if is_reported(method, seed, attack)
-    ]
+def reported(pattern, attacks, models=None):
+    """All files of a pattern that the experiment needs (`resurface.reproducibility.jobs.reported`)."""
+    return jobs.reported(experiment, pattern, attacks, models)

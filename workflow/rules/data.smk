@@ -13,14 +13,15 @@ rule data:
                 "preferences",
             ],
         ),
+        record=record(DATA),
     log:
         f"{LOGS}/data/{{domain}}.log",
     wildcard_constraints:
         domain="|".join(experiment.domains),
     params:
-        settings=dump_settings(experiment.data, without=["general_questions"]),
-        source=fingerprint("resurface.data.testbed"),
-        folder="results/data/{domain}",
+        settings=job_settings(experiment, "data"),
+        source=job_source("data"),
+        folder=DATA,
     shell:
         "resurface --log {log} data {wildcards.domain} --output {params.folder} --settings {params.settings:q}"
 
@@ -28,12 +29,11 @@ rule data:
 rule general_questions:
     output:
         "results/data/general/questions.parquet",
+        record=record("results/data/general"),
     log:
         f"{LOGS}/data/general.log",
     params:
-        settings=dump_settings(
-            experiment.data, without=["articles", "preference_draws"]
-        ),
-        source=fingerprint("resurface.data.testbed"),
+        settings=job_settings(experiment, "general_questions"),
+        source=job_source("general_questions"),
     shell:
         "resurface --log {log} data general --output results/data/general --settings {params.settings:q}"

@@ -40,28 +40,32 @@ rule model:
     output:
         folder=directory(MODELS),
         hashes=hashes(MODELS),
+        record=record(MODELS),
     log:
         f"{LOGS}/models/{{model}}.log",
     params:
         model=model_source,
         content=model_content,
-        source=fingerprint("resurface.checkpoints"),
+        source=job_source("model"),
     shell:
         "resurface --log {log} model {params.model:q} --output {output.folder}"
 
 
 rule pretrain:
     output:
-        folder=directory("results/testbed/{model}"),
-        hashes=hashes("results/testbed/{model}"),
+        folder=directory(TESTBED),
+        hashes=hashes(TESTBED),
+        record=record(TESTBED),
     log:
         f"{LOGS}/pretrain/{{model}}.log",
+    cache: True
     threads: 64  # Snakemake scales it down to the cores that there are
     resources:
         device=experiment.device,
     params:
-        settings=dump_settings(experiment.pretraining),
-        source=fingerprint("resurface.testbed.pretraining"),
+        settings=job_settings(experiment, "pretrain"),
+        source=job_source("pretrain"),
+        wildcards=list_wildcards,
     shell:
         "resurface --log {log} --threads {threads} pretrain {wildcards.model} --output {output.folder} "
         "--settings {params.settings:q} --device {resources.device}"
@@ -69,4 +73,4 @@ rule pretrain:
 
 rule pretrain_testbed:
     input:
-        expand(hashes("results/testbed/{model}"), model=["original", "never_learned"]),
+        expand(hashes(TESTBED), model=["original", "never_learned"]),

@@ -16,48 +16,40 @@ rule summarize:
     input:
         reported(SCORES, experiment.attack_names),
     output:
-        "results/summary.parquet",
+        table=SUMMARY,
+        record=record(SUMMARY),
     log:
         f"{LOGS}/summarize.log",
     params:
-        settings=dump_settings(experiment.summary),
-        source=fingerprint("resurface.analysis.summary"),
+        settings=job_settings(experiment, "summarize"),
+        source=job_source("summarize"),
     shell:
-        "resurface --log {log} --threads {threads} summarize {input} --output {output} "
+        "resurface --log {log} --threads {threads} summarize {input} --output {output.table} "
         "--settings {params.settings:q}"
 
 
 rule worst_case:
     input:
         scores=reported(SCORES, experiment.attack_names),
-        summary="results/summary.parquet",
+        summary=SUMMARY,
     output:
-        "results/worst_case.parquet",
+        table=WORST_CASE,
+        record=record(WORST_CASE),
     log:
         f"{LOGS}/worst_case.log",
     params:
-        source=fingerprint("resurface.analysis.worst_case"),
+        source=job_source("worst_case"),
     shell:
-        "resurface --log {log} --threads {threads} worst-case {input.scores} --summary {input.summary} --output {output}"
+        "resurface --log {log} --threads {threads} worst-case {input.scores} --summary {input.summary} --output {output.table}"
 
 
 rule report:
     input:
-        summary="results/summary.parquet",
-        worst_case="results/worst_case.parquet",
+        summary=SUMMARY,
+        worst_case=WORST_CASE,
         refusals=reported(REFUSALS, ["none"]),
         perplexity=reported(
-            PERPLEXITY,
-            [
-                name
-                for name in experiment.attack_names
-                if ATTACKS[name].changes_prompts
-            ],
-            [
-                name
-                for name in (*REFERENCES, *experiment.method_names)
-                if name != "original"
-            ],
+            PERPLEXITY, prompt_attacks(experiment), attacked_models(experiment)
         ),
     output:
         report(
@@ -66,9 +58,8 @@ rule report:
             caption="../report/figures.rst",
         ),
         expand("results/figures/{figure}.png", figure=FIGURES),
-        page=report(
-            "results/report.html", category="Report", caption="../report/report.rst"
-        ),
+        page=report(REPORT, category="Report", caption="../report/report.rst"),
+        record=record(REPORT),
     log:
         f"{LOGS}/report.log",
     params:
@@ -78,10 +69,7 @@ rule report:
         perplexity=lambda wildcards, input: [
             f"--perplexity {path}" for path in input.perplexity
         ],
-        source=[
-            fingerprint("resurface.analysis.report", "analysis/report.html.jinja"),
-            fingerprint("resurface.analysis.figures"),
-        ],
+        source=job_source("report"),
         experiment=dump_settings(experiment),
     shell:
         "resurface --log {log} report --summary {input.summary} --worst-case {input.worst_case} {params.refusals} "

@@ -63,12 +63,9 @@ def identity(wildcards):
     )
 
 
-def scoring_source(module):
-    """The source of a scoring module and of the testbed's tasks, which the harness finds by name: nothing imports them."""
-    return [
-        fingerprint(module, "testbed/tasks/*.yaml"),
-        fingerprint("resurface.testbed.tasks.questions"),
-    ]
+def table_options(wildcards, input):
+    """The tables that local tasks read, as options of a command line."""
+    return [f"--tables {path}" for path in input.tables]
 
 
 rule score:
@@ -83,22 +80,26 @@ rule score:
             ancient(folder) for folder in scored_folders(wildcards)
         ],
     output:
-        SCORES,
+        table=SCORES,
+        record=record(SCORES),
     log:
         f"{LOGS}/score/{{domain}}/{{method}}/seed{{seed}}/{{attack}}.log",
+    cache: True
     resources:
         device=experiment.device,
     params:
         interventions=intervention_options,
         transfers=transfer_options,
-        settings=dump_settings(experiment.scoring),
-        source=scoring_source("resurface.scoring.score"),
+        tables=table_options,
+        settings=job_settings(experiment, "score"),
+        source=job_source("score"),
+        wildcards=list_wildcards,
         benchmarks=benchmarks,
         identity=identity,
     shell:
-        "resurface --log {log} --threads {threads} score --model {input.model} {params.interventions} {params.transfers} "
+        "resurface --log {log} --threads {threads} score --model {input.model} {params.interventions} {params.transfers} {params.tables} "
         "--benchmarks {params.benchmarks:q} --identity {params.identity:q} --settings {params.settings:q} "
-        "--output {output} --device {resources.device}"
+        "--output {output.table} --device {resources.device}"
 
 
 rule refusals:
@@ -107,21 +108,25 @@ rule refusals:
         hashes=lambda wildcards: hashes(checkpoint(wildcards)),
         model=lambda wildcards: ancient(checkpoint(wildcards)),
     output:
-        REFUSALS,
+        table=REFUSALS,
+        record=record(REFUSALS),
     log:
         f"{LOGS}/refusals/{{domain}}/{{method}}/seed{{seed}}.log",
+    cache: True
     resources:
         device=experiment.device,
     params:
-        settings=dump_settings(experiment.refusals),
-        source=scoring_source("resurface.scoring.refusals"),
+        tables=table_options,
+        settings=job_settings(experiment, "refusals"),
+        source=job_source("refusals"),
+        wildcards=list_wildcards,
         templates=json.dumps(experiment.scoring.templates),
         benchmarks=benchmarks,
         identity=identity,
     shell:
-        "resurface --log {log} --threads {threads} refusals --model {input.model} "
+        "resurface --log {log} --threads {threads} refusals --model {input.model} {params.tables} "
         "--benchmarks {params.benchmarks:q} --identity {params.identity:q} --settings {params.settings:q} "
-        "--templates {params.templates:q} --output {output} --device {resources.device}"
+        "--templates {params.templates:q} --output {output.table} --device {resources.device}"
 
 
 rule perplexity:
@@ -136,20 +141,24 @@ rule perplexity:
             ancient(folder) for folder in attack_folders(wildcards)
         ],
     output:
-        PERPLEXITY,
+        table=PERPLEXITY,
+        record=record(PERPLEXITY),
     log:
         f"{LOGS}/perplexity/{{domain}}/{{method}}/seed{{seed}}/{{attack}}.log",
+    cache: True
     resources:
         device=experiment.device,
     params:
         interventions=intervention_options,
-        settings=dump_settings(experiment.perplexity),
-        source=scoring_source("resurface.scoring.perplexity"),
+        tables=table_options,
+        settings=job_settings(experiment, "perplexity"),
+        source=job_source("perplexity"),
+        wildcards=list_wildcards,
         templates=json.dumps(experiment.scoring.templates),
         tasks=lambda wildcards: json.dumps(domain_tasks(wildcards)),
         identity=identity,
     shell:
         "resurface --log {log} --threads {threads} perplexity --model {input.model} --original {input.original} "
-        "{params.interventions} --tasks {params.tasks:q} --identity {params.identity:q} "
-        "--settings {params.settings:q} --templates {params.templates:q} --output {output} "
+        "{params.interventions} {params.tables} --tasks {params.tasks:q} --identity {params.identity:q} "
+        "--settings {params.settings:q} --templates {params.templates:q} --output {output.table} "
         "--device {resources.device}"

@@ -9,18 +9,19 @@ rule unlearn:
     output:
         folder=directory(UNLEARNED),
         hashes=hashes(UNLEARNED),
+        record=record(UNLEARNED),
     log:
         f"{LOGS}/unlearn/{{domain}}/{{method}}/seed{{seed}}.log",
     wildcard_constraints:
         method="|".join(METHODS),
+    cache: True
     resources:
         device=experiment.device,
     params:
-        settings=lambda wildcards: dump_settings(
-            experiment.settings_of("methods", wildcards.method)
-        ),
-        source=lambda wildcards: fingerprint(METHODS[wildcards.method].module),
-        data="results/data/{domain}",
+        settings=lambda wildcards: job_settings(experiment, "unlearn", wildcards.method),
+        source=lambda wildcards: job_source("unlearn", wildcards.method),
+        wildcards=list_wildcards,
+        data=DATA,
     shell:
         "resurface --log {log} --threads {threads} unlearn {wildcards.method} --model {input.model} "
         "--data {params.data} --output {output.folder} --settings {params.settings:q} --seed {wildcards.seed} "

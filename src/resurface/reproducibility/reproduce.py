@@ -1,0 +1,271 @@
+"""Reproduce jobs of a results folder: run them again from their recorded inputs, in a scratch folder, and compare.
+
+The commands are the workflow's own, made anew from the configuration in the manifest, which is validated like any other:
+no recorded command is run. On the same device, with the same source and versions, every byte must come out the same; else
+tables and tensors are compared within tolerances.
+"""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from resurface.artifacts import hash_file, read_table
+from resurface.config import Experiment
+from resurface.errors import ResurfaceError
+from resurface.reproducibility.manifest import HASHES, Manifest, place, read_canonical
+from resurface.reproducibility.record import SUFFIX, Record
+from resurface.reproducibility.verify import read_experiment, show_plainly, verify
+
+LOGPROB_TOLERANCE = 0.05  # nats: largest difference of a choice's log-probability
+PREDICTION_TOLERANCE = 0.01  # share of questions that may be answered otherwise
+NUMBER_TOLERANCE = 0.02  # relative, with the same absolute: other tables
+TENSOR_TOLERANCE = 0.02  # norm of the difference by the norm of the tensor
+
+Verdict = Literal["identical", "within tolerance", "differs", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job came out.
+
+    Attributes:
+        output: what its command line names as output.
+        rule: the workflow's rule.
+        verdict: identical bytes; on other machines or with other versions also within tolerance; else differs or failed.
+        text: what differs, and by how much.
+    """
+
+    output: str
+    rule: str
+    verdict: Verdict
+    text: str = ""
+
+
+def choose_jobs(manifest: Manifest, targets: list[str], sample: int, seed: int) -> list[str]:
+    """The records of the jobs to run again.
+
+    Args:
+        manifest: of the results.
+        targets: outputs, or the folders that hold them; every job that has written one is chosen.
+        sample: how many jobs are drawn if there are no targets.
+        seed: of the draw.
+
+    Raises:
+        ResurfaceError: no job has written a target.
+    """
+    if not targets:
+        return sorted(random.Random(seed).sample(sorted(manifest.records), min(sample, len(manifest.records))))
+    chosen: set[str] = set()
+    for target in targets:
+        name = target.rstrip("/")
+        found = {
+            path
+            for path, record in manifest.records.items()
+            if path.removesuffix(SUFFIX) == name
+            or any(output == name or output.startswith(f"{name}/") for output in record.outputs)
+        }
+        if not found:
+            raise ResurfaceError(f"{target}: no recorded job has written this; paths begin with results/")
+        chosen |= found
+    return sorted(chosen)
+
+
+def split_into_rounds(manifest: Manifest, chosen: list[str]) -> list[list[str]]:
+    """Jobs in rounds, none of which holds a job and one that reads what it writes: all read what is recorded."""
+    rounds: list[list[str]] = []
+    for path in chosen:
+        record = manifest.records[path]
+
+        def is_apart(other: str, record: Record = record) -> bool:
+            there = manifest.records[other]
+            return record.inputs.keys().isdisjoint(there.outputs) and record.outputs.keys().isdisjoint(there.inputs)
+
+        for members in rounds:
+            if all(map(is_apart, members)):
+                members.append(path)
+                break
+        else:
+            rounds.append([path])
+    return rounds
+
+
+def reproduce(
+    results: Path,
+    targets: list[str],
+    sample: int,
+    seed: int,
+    scratch: Path,
+    snakefile: Path,
+    cores: int,
+    follow_links: bool = False,
+) -> Iterator[Outcome]:
+    """Run jobs of a results folder again and compare what they write.
+
+    Args:
+        results: the folder; it must pass `verify`, apart from having been made by other source.
+        targets: see `choose_jobs`.
+        sample: likewise.
+        seed: likewise.
+        scratch: an empty folder to work in; inputs are linked, not copied.
+        snakefile: the workflow of this checkout.
+        cores: CPU cores to use.
+        follow_links: see `verify`.
+
+    Raises:
+        ResurfaceError: the folder does not pass, no job has written a target, or there is no workflow.
+    """
+    if not snakefile.is_file():
+        raise ResurfaceError(
+            f"{snakefile}: no such file; start this in a checkout of the workflow, or name its Snakefile"
+        )
+    manifest, findings = verify(results, follow_links=follow_links)
+    grave = [finding for finding in findings if finding.kind != "source"]
+    if grave:
+        raise ResurfaceError(
+            f"{results}: {grave[0].path}: {grave[0].text}; {len(grave)} finding(s) in all, see `resurface audit verify`"
+        )
+    experiment = read_experiment(manifest)
+    for number, members in enumerate(split_into_rounds(manifest, choose_jobs(manifest, targets, sample, seed))):
+        folder = scratch / f"round{number}"
+        lay_out(folder, results, manifest, members, experiment)
+        output = run_again(folder, manifest, members, snakefile, cores)
+        for path in members:
+            yield compare_job(folder, results, manifest, path, output)
+
+
+def lay_out(folder: Path, results: Path, manifest: Manifest, members: list[str], experiment: Experiment) -> None:
+    """Make a folder in which everything is as recorded, by links, but for what some jobs have written."""
+    made_anew = {name for path in members for name in (path, *manifest.records[path].outputs)}
+    for record_path, record in manifest.records.items():
+        for name in {record_path, *record.outputs} - made_anew:
+            link = folder / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(place(results, name).resolve())
+    config: dict[str, Any] = experiment.model_dump(mode="json")
+    for kind in ("methods", "attacks"):  # a section that is null would be switched on, with its defaults
+        config[kind] = {name: settings for name, settings in config[kind].items() if settings is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def run_again(folder: Path, manifest: Manifest, members: list[str], snakefile: Path, cores: int) -> str:
+    """Let Snakemake run some jobs in a folder, and no others; what it printed."""
+    command = [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(snakefile.resolve()), "--directory", str(folder)),
+        *("--configfile", str(folder / "config.json"), "--cores", str(cores), "--keep-going", "--nocolor"),
+        # Nothing here has a history: with this trigger nothing is made anew but what is missing.
+        *("--rerun-triggers", "params"),
+        *("--allowed-rules", *sorted({manifest.records[path].rule for path in members})),
+        *("--", *members),
+    ]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+
+
+def compare_job(folder: Path, results: Path, manifest: Manifest, path: str, printed: str) -> Outcome:
+    """Compare what a job has written with what is recorded."""
+    record = manifest.records[path]
+    output = path.removesuffix(SUFFIX)
+    if not (folder / path).is_file():
+        lines = [line for line in printed.splitlines() if "rror" in line]
+        return Outcome(output, record.rule, "failed", "; ".join(lines[:2]) or printed[-200:])
+    again = read_canonical(folder / path, Record)
+    other = [name for name, made in record.outputs.items() if again.outputs.get(name) != made]
+    if not other and record.outputs.keys() == again.outputs.keys():
+        return Outcome(output, record.rule, "identical")
+    reasons = differences(record, again)
+    compared = [name for name in other if not name.endswith(HASHES)]
+    texts = [
+        f"{name}: {text}"
+        for name in compared
+        if (text := compare_files(place(results, name), folder / name)) is not None
+    ]
+    if texts or not reasons or record.outputs.keys() != again.outputs.keys():
+        where = "" if reasons else "on the same device, with the same source and versions; "
+        return Outcome(output, record.rule, "differs", where + "; ".join(texts or other))
+    return Outcome(output, record.rule, "within tolerance", f"other {', '.join(reasons)}")
+
+
+def differences(one: Record, other: Record) -> list[str]:
+    """What may explain that a job comes out otherwise: device, source, or package versions."""
+    found = [
+        f"device ({one.device.name}, {other.device.name})" if one.device.name != other.device.name else "",
+        f"threads ({one.device.threads}, {other.device.threads})" if one.device.threads != other.device.threads else "",
+        "source" if one.source != other.source else "",
+        *(
+            f"{name} ({one.versions.get(name)}, {other.versions.get(name)})"
+            for name in sorted(one.versions.keys() | other.versions.keys())
+            if one.versions.get(name) != other.versions.get(name)
+        ),
+    ]
+    return [text for text in found if text]
+
+
+def compare_files(one: Path, other: Path) -> str | None:
+    """What differs between two files of a job beyond the tolerances, or None."""
+    if not other.is_file():
+        return "is not written any more"
+    if hash_file(one) == hash_file(other):
+        return None
+    if one.suffix == ".parquet":
+        return compare_tables(read_table(one, [], True), read_table(other, [], True))
+    if one.suffix == ".safetensors":
+        return compare_tensors(one, other)
+    return "has other content, and only tables and tensors have tolerances"
+
+
+def compare_tables(one: pd.DataFrame, other: pd.DataFrame) -> str | None:
+    """What differs between two tables beyond the tolerances, or None; rows are compared in their order."""
+    if list(one.columns) != list(other.columns) or len(one) != len(other):
+        return f"has {len(other)} rows of {len(other.columns)} columns; recorded are {len(one)} of {len(one.columns)}"
+    is_scores = "logprobs" in one
+    if is_scores:
+        apart = max(
+            (float(np.abs(a - b).max()) for a, b in zip(one["logprobs"], other["logprobs"], strict=True)), default=0
+        )
+        changed = float((one["prediction"] != other["prediction"]).mean())
+        if apart > LOGPROB_TOLERANCE or changed > PREDICTION_TOLERANCE:
+            return f"log-probabilities differ by up to {apart:.3g} nats, {changed:.1%} of the predictions"
+    for column in one.columns.difference(["logprobs", "prediction", "correct"] if is_scores else []):
+        a, b = one[column], other[column]
+        if pd.api.types.is_float_dtype(a) and pd.api.types.is_float_dtype(b):
+            is_same = np.allclose(a, b, rtol=NUMBER_TOLERANCE, atol=NUMBER_TOLERANCE, equal_nan=True)
+        else:
+            is_same = a.map(repr).equals(b.map(repr))
+        if not is_same:
+            return f"the column {column} differs"
+    return None
+
+
+def compare_tensors(one: Path, other: Path) -> str | None:
+    """What differs between the tensors of two safetensors files beyond the tolerance, or None."""
+    from safetensors.torch import load_file
+
+    recorded, again = load_file(one), load_file(other)
+    if {name: value.shape for name, value in recorded.items()} != {name: value.shape for name, value in again.items()}:
+        return "holds other tensors"
+    for name, value in recorded.items():
+        apart = (value.double() - again[name].double()).norm() / value.double().norm().clamp(min=1e-12)
+        if apart > TENSOR_TOLERANCE:
+            return f"the tensor {name} differs by {apart.item():.2g} of its norm"
+    return None
+
+
+def tabulate_outcomes(outcomes: list[Outcome]) -> Table:
+    """Outcomes for the terminal."""
+    table = Table("job", "output", "came out", "what differs", box=SIMPLE_HEAD)
+    for outcome in outcomes:
+        table.add_row(
+            outcome.rule, Text(show_plainly(outcome.output)), outcome.verdict, Text(show_plainly(outcome.text))
+        )
+    return table

@@ -1,0 +1,310 @@
+"""Audits of a real, reduced run: whatever is changed is found, nothing else is, and jobs come out again."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import snakemake
+
+from resurface.artifacts import write_table
+from resurface.errors import ResurfaceError
+from resurface.reproducibility import reproduce as reproducing
+from resurface.reproducibility.compare import compare_scores, explain, list_unshared, read_verified
+from resurface.reproducibility.manifest import compute_digest, place, read_manifest
+from resurface.reproducibility.record import dump_canonical
+from resurface.reproducibility.verify import show_plainly, verify
+
+pytestmark = pytest.mark.slow
+
+SCORES = "results/scores/xenotoxicology/rmu/seed0/none.parquet"
+CHANGES = 200
+COPIES = 20
+
+
+@pytest.fixture
+def results(finished, tmp_path):
+    """A copy of the results alone, under another name."""
+    return shutil.copytree(finished / "results", tmp_path / "theirs", symlinks=True)
+
+
+def faults(results, **options):
+    """What is found, as kind and path; the manifest itself is refused as a whole."""
+    try:
+        return {(finding.kind, finding.path) for finding in verify(results, **options)[1]}
+    except ResurfaceError as error:
+        assert "manifest.json" in str(error)
+        return {("changed", "results/manifest.json")}
+
+
+def audit(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "resurface.cli", "audit", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def rewrite_manifest(results, change):
+    """Change a manifest's content and give it a digest that fits, as somebody does who wants to hide a change."""
+    content = json.loads((results / "manifest.json").read_text())
+    change(content)
+    for path, record in content["records"].items():
+        text = dump_canonical(record)
+        place(results, path).write_text(text)
+        content["files"][path] = hashlib.sha256(text.encode()).hexdigest()
+    content["digest"] = compute_digest(content)
+    (results / "manifest.json").write_text(dump_canonical(content))
+
+
+def test_untouched_copies_pass(finished, tmp_path):
+    assert faults(finished / "results") == set()
+    for number in range(COPIES):
+        copy = tmp_path / f"copy{number}"
+        subprocess.run(["cp", "-r", finished / "results", copy], check=True)
+        assert faults(copy) == set()
+        shutil.rmtree(copy)
+
+
+def change_byte(results, files, generator):
+    file = generator.choice([file for file in files if file.stat().st_size])
+    content = bytearray(file.read_bytes())
+    content[generator.randrange(len(content))] ^= generator.randrange(1, 256)
+    file.write_bytes(content)
+    return {file}
+
+
+def delete(results, files, generator):
+    file = generator.choice(files)
+    file.unlink()
+    return {file}
+
+
+def swap(results, files, generator):
+    while True:
+        one, other = generator.sample(files, 2)
+        if one.read_bytes() != other.read_bytes():
+            break
+    spare = results.parent / "spare"
+    one.rename(spare)
+    other.rename(one)
+    spare.rename(other)
+    return {one, other}
+
+
+def add(results, files, generator):
+    folder = generator.choice(sorted({file.parent for file in files} | {results / ".resume"}))
+    name = generator.choice(["more.parquet", ".hidden", "é \n.txt", "deep/er/file.bin", "model.pt", ".lock"])
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(generator.randbytes(generator.choice([0, 10])))
+    return {folder / name}
+
+
+def test_every_change_is_found(finished, tmp_path):
+    generator = random.Random(0)
+    for number in range(CHANGES):
+        results = shutil.copytree(finished / "results", tmp_path / f"changed{number}", symlinks=True)
+        files = sorted(path for path in results.rglob("*") if path.is_file())
+        change = [change_byte, delete, swap, add][number % 4]
+        touched = change(results, files, generator)
+        found = {path for _, path in faults(results)}
+        missed = {f"results/{path.relative_to(results).as_posix()}" for path in touched} - found
+        if "results/manifest.json" in found:
+            missed = set()  # without its manifest a folder is refused as a whole
+        assert not missed, f"{number}: {change.__name__}"
+        shutil.rmtree(results)
+
+
+def test_a_record_holds_what_the_job_was(finished):
+    record = read_manifest(finished / "results").records[f"{SCORES}.provenance.json"]
+    assert (record.rule, record.seed, record.settings["method"]) == ("score", 0, "rmu")
+    assert record.inputs.keys() >= {
+        "results/unlearned/xenotoxicology/rmu/seed0.hashes.json",
+        "results/data/xenotoxicology/questions.parquet",
+    }
+    assert record.outputs == {SCORES: hashlib.sha256((finished / SCORES).read_bytes()).hexdigest()}
+    assert record.versions["torch"].startswith("2.")
+    assert record.device.type in ("cpu", "cuda")
+    assert record.wall_seconds > 0
+    assert record.peak_memory > 100_000_000
+
+
+def test_a_job_dropped_from_the_manifest_is_missed(results):
+    def drop(content):
+        record = content["records"].pop(f"{SCORES}.provenance.json")
+        for name in (*record["outputs"], f"{SCORES}.provenance.json", record["log"]):
+            del content["files"][name]
+            place(results, name).unlink()
+
+    rewrite_manifest(results, drop)
+    assert faults(results) >= {("missing", f"{SCORES}.provenance.json"), ("lineage", SCORES)}
+
+
+def test_a_forged_score_breaks_the_lineage(results):
+    table = pd.read_parquet(place(results, SCORES))
+    write_table(table.assign(correct=True), place(results, SCORES))
+    forged = hashlib.sha256(place(results, SCORES).read_bytes()).hexdigest()
+
+    def forge(content):
+        content["records"][f"{SCORES}.provenance.json"]["outputs"][SCORES] = forged
+        content["files"][SCORES] = forged
+
+    rewrite_manifest(results, forge)
+    assert faults(results) == {("lineage", SCORES)}, "the summary was made from another table"
+
+
+def test_other_settings_and_other_source_are_named(results, finished):
+    npo = "results/unlearned/xenotoxicology/npo/seed0.provenance.json"
+
+    def change(content):
+        content["records"][npo]["settings"]["beta"] = 0.3
+        content["records"][npo]["source"] = "0" * 16
+
+    rewrite_manifest(results, change)
+    assert faults(results) == {("settings", npo), ("source", npo)}
+
+
+def test_another_configuration_is_named(finished, tmp_path):
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config["methods"]["npo"]["beta"] = 0.3
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(config))
+    same = audit("verify", "--configfile", "config.yaml", cwd=finished)
+    assert same.returncode == 0, same.stderr
+    changed = audit("verify", "--configfile", other, cwd=finished)
+    assert changed.returncode == 1
+    assert "beta" in changed.stdout
+    assert "Traceback" not in changed.stderr
+
+
+def test_the_digest_is_printed_and_checked(finished):
+    passed = audit("verify", cwd=finished)
+    digest = passed.stdout.split("digest ")[1].split()[0]
+    assert audit("verify", "--digest", digest, cwd=finished).returncode == 0
+    refused = audit("verify", "--digest", "0" * 64, cwd=finished)
+    assert refused.returncode == 1
+    assert digest in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["../outside", "results/../../outside", "/etc/passwd", "results//double", "results"])
+def test_paths_that_leave_the_folder_are_refused(results, name):
+    rewrite_manifest(results, lambda content: content["files"].update({name: "0" * 64}))
+    with pytest.raises(ResurfaceError, match="must stay inside"):
+        verify(results)
+
+
+def test_links_and_pipes_are_not_read(results, tmp_path):
+    for name in ("summary.parquet", "report.html", "figures/main_table.svg", "worst_case.parquet"):
+        (results / name).unlink()
+    (results / "summary.parquet").symlink_to("/dev/zero")
+    os.mkfifo(results / "report.html")
+    (results / "figures/main_table.svg").symlink_to(tmp_path)
+    (results / "worst_case.parquet").mkdir()
+    (results / "loop").symlink_to(results)
+    assert faults(results) == {
+        ("link", "results/summary.parquet"),
+        ("changed", "results/report.html"),
+        ("link", "results/figures/main_table.svg"),
+        ("changed", "results/worst_case.parquet"),
+        ("stranger", "results/loop"),
+    }
+    assert ("changed", "results/summary.parquet") in faults(results, follow_links=True)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": NaN}', "{}", "\x00", '{"digest": 1e999}'])
+def test_a_manifest_of_nonsense_is_refused(results, text):
+    (results / "manifest.json").write_text(text)
+    with pytest.raises(ResurfaceError, match=r"manifest\.json"):
+        verify(results)
+
+
+def test_names_of_files_cannot_speak_to_the_terminal(results):
+    (results / "\x1b[2Jgone\n").write_text("")
+    run = audit("verify", results, cwd=results.parent)
+    assert run.returncode == 1
+    assert "\x1b[2J" not in run.stdout + run.stderr
+    assert "\\x1b[2Jgone" in run.stdout
+    assert show_plainly("é\n\u202e") == "é\\n\\u202e"
+
+
+def test_jobs_come_out_again(finished, tmp_path):
+    targets = ["results/unlearned/xenotoxicology/npo/seed0", SCORES, "results/summary.parquet"]
+    run = audit("reproduce", *targets, "--scratch", tmp_path / "scratch", cwd=finished)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("identical") == 3
+
+
+def test_a_sample_comes_out_again_and_runs_no_recorded_command(results, finished, tmp_path):
+    def plant(content):
+        for record in content["records"].values():
+            record["command"] = ["touch", str(tmp_path / "ran")]
+
+    rewrite_manifest(results, plant)
+    outcomes = list(reproducing.reproduce(results, [], 4, 1, tmp_path / "scratch", finished / "Snakefile", 2))
+    assert [outcome.verdict for outcome in outcomes] == ["identical"] * 4
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_forged_table_does_not_come_out_again(results, finished, tmp_path):
+    """The summary was made from the true table, so only a rerun shows that one which nobody has read is forged."""
+    path = "results/refusals/xenotoxicology/npo/seed0.parquet"
+    table = pd.read_parquet(place(results, path))
+    write_table(table.assign(refused=~table["refused"]), place(results, path))
+    forged = hashlib.sha256(place(results, path).read_bytes()).hexdigest()
+
+    def forge(content):
+        for record in content["records"].values():
+            for files in (record["inputs"], record["outputs"]):
+                files.update({path: forged} if path in files else {})
+        content["files"][path] = forged
+
+    rewrite_manifest(results, forge)
+    assert faults(results) == set()
+    (outcome,) = reproducing.reproduce(results, [path], 1, 0, tmp_path / "scratch", finished / "Snakefile", 2)
+    assert outcome.verdict == "differs"
+    assert path in outcome.text
+
+
+def test_two_folders_are_compared_question_by_question(finished, project):
+    config = yaml.safe_load((project / "config.yaml").read_text())
+    config["methods"]["npo"]["max_steps"] = 6
+    (project / "config.yaml").write_text(yaml.safe_dump(config))
+    snakemake(project)
+    same = audit("compare", finished / "results", finished / "results", cwd=finished)
+    assert same.returncode == 0, same.stderr
+    run = audit("compare", finished / "results", project / "results", cwd=finished)
+    assert run.returncode == 1
+    assert "setting methods.npo.max_steps: 2 in A, 6 in B" in run.stdout
+    (a, scores_a), (b, scores_b) = (read_verified(folder / "results", False) for folder in (finished, project))
+    compared = compare_scores(scores_a, scores_b)
+    changed = compared[compared["largest_gap"] > 0]
+    assert set(changed["method"]) == {"npo"}
+    assert list_unshared(scores_a, scores_b) == []
+    assert explain(a, b) == ["setting methods.npo.max_steps: 2 in A, 6 in B"]
+
+
+def test_the_cache_between_workflows_serves_a_second_checkout(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    checkouts = []
+    for name in ("first", "second"):
+        checkout = tmp_path / name
+        shutil.copytree(finished, checkout, ignore=shutil.ignore_patterns("results", ".snakemake"))
+        run = snakemake(checkout, "--cache", check=False)
+        assert run.returncode == 0, run.stdout[-3000:]
+        checkouts.append(checkout)
+    logs = {path.parts[-1] for path in (checkouts[1] / "results/logs").glob("*")}
+    assert not logs & {"unlearn", "attack", "score", "refusals", "perplexity"}, "the second computes nothing expensive"
+    assert (checkouts[1] / "results/logs/summarize.log").is_file()
+    for checkout in checkouts:
+        assert faults(checkout / "results", follow_links=True) == set()
+        assert (checkout / SCORES).read_bytes() == (finished / SCORES).read_bytes()
+    assert snakemake(checkouts[1], "--dry-run").stdout.count("Nothing to be done")
