@@ -11,7 +11,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from conftest import snakemake
+from conftest import ROOT, snakemake
 
 from resurface.artifacts import write_table
 from resurface.errors import ResurfaceError
@@ -289,6 +289,41 @@ def test_two_folders_are_compared_question_by_question(finished, project):
     assert set(changed["method"]) == {"npo"}
     assert list_unshared(scores_a, scores_b) == []
     assert explain(a, b) == ["setting methods.npo.max_steps: 2 in A, 6 in B"]
+
+
+@pytest.fixture(scope="module")
+def validator(tmp_path_factory):
+    """The Python of an environment that has the validator of crates."""
+    folder = tmp_path_factory.mktemp("validator")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    lock = ROOT / "envs" / "crate-validator.lock"
+    install = subprocess.run([python, "-m", "pip", "install", "-q", "-r", lock], capture_output=True, text=True)
+    if install.returncode:
+        pytest.skip(f"the validator cannot be installed: {install.stderr[-300:]}")
+    return python
+
+
+def test_an_exported_crate_is_a_workflow_run_crate(finished, tmp_path, validator):
+    crate = tmp_path / "crate"
+    run = audit("export", crate, cwd=finished)
+    assert run.returncode == 0, run.stderr
+    assert (crate / SCORES).read_bytes() == (finished / SCORES).read_bytes()
+    assert not list(crate.rglob("*.safetensors")), "weights come along only if asked for"
+    described = {
+        entity["@id"]: entity for entity in json.loads((crate / "ro-crate-metadata.json").read_text())["@graph"]
+    }
+    job = described[f"#{SCORES}.provenance.json"]
+    assert {"@id": "results/data/xenotoxicology/questions.parquet"} in job["object"]
+    assert job["result"] == {"@id": SCORES}
+
+    script = ROOT / "tests" / "workflow" / "validate_crate.py"
+    faults = subprocess.run([validator, script, crate, tmp_path / "cache"], capture_output=True, text=True)
+    assert (faults.returncode, faults.stdout) == (0, ""), faults.stderr
+    metadata = crate / "ro-crate-metadata.json"
+    metadata.write_text(metadata.read_text().replace('"SoftwareSourceCode",', ""))
+    faults = subprocess.run([validator, script, crate, tmp_path / "cache"], capture_output=True, text=True)
+    assert "SoftwareSourceCode" in faults.stdout, "the validator reads what it is given"
 
 
 def test_the_cache_between_workflows_serves_a_second_checkout(finished, tmp_path, monkeypatch):
