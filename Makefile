@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test science check environment schema pretrain clean
+.PHONY: demo test science faults check environment schema pretrain clean
 
 demo: environment
 	snakemake --cores all
@@ -17,6 +17,9 @@ test: environment
 
 science: environment
 	pytest -m science
+
+faults: environment
+	pytest -m faults
 
 check: environment
 	ruff check .

@@ -6,6 +6,7 @@ never merged, because values of the testbed would survive into a real experiment
 
 from snakemake.utils import min_version
 
+from resurface.orphans import name_scheduler
 from resurface.warm_start import start_server
 
 min_version("9.27")
@@ -30,6 +31,7 @@ report: "workflow/report/workflow.rst"
 
 onstart:
     if workflow.local_exec:
+        name_scheduler()
         start_server()
 
 

@@ -1,6 +1,7 @@
 """Outputs: whole or not at all, hashed, checked; tables: read with words for what is wrong."""
 
 import json
+import os
 import re
 import threading
 from pathlib import Path
@@ -107,10 +108,35 @@ def test_two_writers_do_not_meet(tmp_path, monkeypatch):
     output = tmp_path / "table.txt"
     with (
         FileLock(tmp_path / ".table.txt.lock"),
-        pytest.raises(ResurfaceError, match="another process is writing"),
+        pytest.raises(ResurfaceError, match="another process has been writing it for 0 seconds"),
         publish(output),
     ):
         pass
+
+
+def test_who_waits_for_a_lock_says_so_and_gets_it(tmp_path, caplog):
+    lock = FileLock(tmp_path / ".table.txt.lock", thread_local=False)
+    lock.acquire()
+    threading.Timer(0.5, lock.release).start()
+    with caplog.at_level("INFO", "resurface"), publish(tmp_path / "table.txt") as temporary:
+        temporary.write_text("x")
+    assert "table.txt: waiting for another process that is writing it" in caplog.text
+    assert list(tmp_path.iterdir()) == [tmp_path / "table.txt"]
+
+
+def test_all_files_have_reached_the_disk_before_a_folder_gets_its_name(tmp_path, monkeypatch):
+    synced = []
+
+    def watch(descriptor):
+        assert not (tmp_path / "model").exists()
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    with publish(tmp_path / "model") as temporary:
+        (temporary / "below").mkdir(parents=True)
+        (temporary / "a").write_text("a")
+        (temporary / "below" / "b").write_text("b")
+    assert sorted(synced) == ["a", "b"]
 
 
 def test_a_changed_missing_or_new_file_is_named(tmp_path):

@@ -1,10 +1,14 @@
 """The command line: faults end as one message without a traceback, and starting it imports little."""
 
+import json
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from conftest import CHECKPOINTS
+from conftest import CHECKPOINTS, DOMAIN
 from filelock import FileLock
 
 
@@ -68,14 +72,65 @@ def test_light_modules_import_nothing_heavy(module):
     assert run.stdout.strip() == "[]"
 
 
-def test_an_orphan_that_still_unlearns_is_named(tmp_path):
+def start(*arguments, cwd):
+    return subprocess.Popen(
+        [sys.executable, "-m", "resurface.cli", *map(str, arguments)], stderr=subprocess.PIPE, text=True, cwd=cwd
+    )
+
+
+def read_until(command, words):
+    for line in command.stderr:
+        if words in line:
+            return
+    pytest.fail(f"{words!r} was never said")
+
+
+def test_a_job_waits_for_an_orphan_that_still_unlearns(tmp_path):
     output = tmp_path / "seed0"
     arguments = ["unlearn", "rmu", "--model", CHECKPOINTS / "original", "--data", tmp_path, "--output", output]
     with FileLock(tmp_path / ".seed0.job.lock"):
-        run = resurface(*arguments, "--resume", tmp_path / "resume", cwd=tmp_path)
+        run = start(*arguments, "--resume", tmp_path / "resume", cwd=tmp_path)
+        read_until(run, f"{output}: waiting for another process that is writing it")
+        assert run.poll() is None
+    rest = run.communicate()[1]
     assert run.returncode == 1
-    assert f"{output}: another process is writing it right now" in run.stderr
+    assert "no such file" in rest, "it goes on then, and finds no tables"
     assert list((tmp_path / "resume").iterdir()) == []
+
+
+def test_a_job_without_steps_ends_at_once_when_asked_to(tmp_path):
+    run = start("pretrain", "original", "--output", "model", cwd=tmp_path)
+    read_until(run, "pretrain original")
+    time.sleep(4)
+    run.send_signal(signal.SIGTERM)
+    rest = run.communicate(timeout=60)[1]
+    assert run.returncode == 143, rest
+    assert "ended by SIGTERM; the next run starts this job again" in rest
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_training_that_is_asked_to_end_saves_and_goes_on(data, tmp_path):
+    place = data / "results" / "data" / DOMAIN
+    settings = json.dumps({"block": 2, "trained_blocks": [2], "max_steps": 400, "batch_size": 1, "save_steps": 399})
+    arguments = ["unlearn", "rmu", "--model", CHECKPOINTS / "original", "--data", place, "--output", "model"]
+    arguments += ["--resume", "resume", "--settings", settings]
+    run = start(*arguments, cwd=tmp_path)
+    time.sleep(1)
+    while not list(tmp_path.glob("resume/*")) and run.poll() is None:
+        time.sleep(0.05)
+    time.sleep(2)
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 143, said
+    step = int(re.search(r"ended by SIGTERM; step (\d+) is saved, and the next run goes on from there", said)[1])
+    assert [path.name for path in tmp_path.glob("resume/*/*")] == [f"checkpoint-{step}"]
+    assert not list(tmp_path.glob(".model.*"))
+    run = start(*arguments, cwd=tmp_path)
+    said = run.communicate()[1]
+    assert run.returncode == 0, said
+    assert f"going on after step {step} of an interrupted run" in said
 
 
 def test_taking_over_a_bundled_model(tmp_path):

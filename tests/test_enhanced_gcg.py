@@ -5,6 +5,7 @@ The control stands in for an unlearned model: it answers as if it had forgotten 
 
 import json
 import random
+import signal
 from collections import Counter
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from resurface.data.tables import read_questions
 from resurface.errors import ResurfaceError
 from resurface.interventions import read_variants
 from resurface.models import load_model, load_tokenizer
+from resurface.preemption import Preempted
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.enhanced_gcg import EnhancedGCGSettings
 from resurface.settings.random_prefix import RandomPrefixSettings
@@ -278,7 +280,7 @@ def test_what_was_expanded_leaves_the_buffer(problem):
 def test_a_model_that_has_diverged(target, monkeypatch, problem):
     monkeypatch.setattr(enhanced_gcg, "evaluate", lambda *_: [{"loss": float("nan")}])
     with pytest.raises(ResurfaceError, match="the loss of a first prefix is nan"):
-        enhanced_gcg.search_prefix(problem, replace(target, resume_folder=None), "two")
+        enhanced_gcg.search_prefix(problem, target, "two")
 
 
 def test_a_search_and_what_it_leaves(target):
@@ -294,22 +296,26 @@ def test_a_search_and_what_it_leaves(target):
     assert not target.resume_folder.exists()
 
 
-@pytest.mark.parametrize("step", [1, 4])
-def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(target, tmp_path, monkeypatch, step):
-    whole = replace(target, output=tmp_path / "whole", resume_folder=None)
+@pytest.mark.parametrize(
+    ("how", "step", "kept"), [("crash", 1, 1), ("crash", 4, 4), ("SIGTERM", 0, 1), ("SIGTERM", 3, 4)]
+)
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(target, tmp_path, monkeypatch, how, step, kept):
+    whole = replace(target, output=tmp_path / "whole", resume_folder=tmp_path / "other")
     enhanced_gcg.attack(whole, settings(), "two")
     take_step = enhanced_gcg.take_step
 
     def stop(problem, search, generator):
         if search.step == step:
-            raise KeyboardInterrupt
+            if how == "crash":
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
         take_step(problem, search, generator)
 
     with monkeypatch.context() as patch:
         patch.setattr(enhanced_gcg, "take_step", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt if how == "crash" else Preempted):
             enhanced_gcg.attack(target, settings(), "two")
-    assert json.loads((target.resume_folder / "search.json").read_text())["step"] == step
+    assert json.loads((target.resume_folder / "search.json").read_text())["step"] == kept
     assert not target.output.exists()
     enhanced_gcg.attack(target, settings(), "two")
     for name in ("variants.json", "losses.parquet"):
@@ -337,7 +343,7 @@ def test_a_search_may_start_from_several_random_prefixes(target, chats, problem)
     prefixes = enhanced_gcg.first_prefixes(target, chats, chosen, "two")
     assert len({tuple(prefix) for prefix in prefixes}) == 6
     search = enhanced_gcg.search_prefix(
-        replace(problem, settings=chosen.model_copy(update={"steps": 2})), replace(target, resume_folder=None), "two"
+        replace(problem, settings=chosen.model_copy(update={"steps": 2})), target, "two"
     )
     losses = sorted(parts["loss"] for parts in enhanced_gcg.evaluate(problem, prefixes))
     assert search.best[0] <= losses[0]

@@ -10,10 +10,12 @@ COMMON = {"resurface", "resurface.artifacts", "resurface.errors"}
 ATTACK = COMMON | {"resurface.attacks", "resurface.attacks.target", "resurface.interventions", "resurface.settings"}
 MODEL = {"resurface.models", "resurface.checkpoints", "resurface.prompts"}
 DATA = {"resurface.data", "resurface.data.tables", "resurface.prompts"}
+RESUMED = {"resurface.preemption", "resurface.trainer_runs"}
 METHOD = (
     COMMON
     | MODEL
     | DATA
+    | RESUMED
     | {
         "resurface.unlearning",
         "resurface.unlearning.training",
@@ -38,14 +40,16 @@ def test_closure_of_a_method(name):
     [
         ("none", set()),
         ("logit_lens", set()),
-        ("finetuning", MODEL | DATA),
+        ("finetuning", MODEL | DATA | RESUMED),
         ("orthogonalization", MODEL | DATA | {"resurface.attacks.questions"}),
         ("perturbation", MODEL | DATA),
         ("pruning", MODEL | DATA | {"resurface.generation"}),
         ("random_prefix", MODEL | DATA | {"resurface.attacks.prefix"}),
         (
             "enhanced_gcg",
-            MODEL | DATA | {f"resurface.{name}" for name in ("attacks.prefix", "attacks.questions", "generation")},
+            MODEL
+            | DATA
+            | {f"resurface.{name}" for name in ("attacks.prefix", "attacks.questions", "generation", "preemption")},
         ),
     ],
 )

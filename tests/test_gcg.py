@@ -4,12 +4,15 @@ The control stands in for an unlearned model.
 """
 
 import sys
+from dataclasses import replace
 
+import nanogcg
 import pandas as pd
 import pytest
 import torch
 from conftest import CHECKPOINTS, DOMAIN
 
+from resurface.artifacts import hash_folder
 from resurface.attacks import gcg
 from resurface.attacks.questions import read_hidden_questions
 from resurface.attacks.target import Target
@@ -27,7 +30,7 @@ SMALL = GCGSettings(questions=2, num_steps=3, search_width=16, topk=32, optim_st
 def target(data, tmp_path):
     folder = data / "results" / "data" / DOMAIN
     models = (CHECKPOINTS / name for name in ("never_learned", "original"))
-    return Target(*models, folder, tmp_path / "attack", 0, "cpu")
+    return Target(*models, folder, tmp_path / "attack", 0, "cpu", tmp_path / "resume")
 
 
 def test_the_prefix_forces_the_answer_as_its_loss_says(target):
@@ -52,6 +55,27 @@ def test_the_prefix_forces_the_answer_as_its_loss_says(target):
         tokens, start = encode_answer(tokenizer, attacked, answer, 1000)
         total, count = sum_logprobs(unlearned, [tokens], [start], 0)
         assert -(total / count).item() == pytest.approx(loss, abs=1e-3)
+
+
+def test_a_job_that_was_stopped_goes_on_after_its_last_search(target, tmp_path, monkeypatch):
+    whole = replace(target, output=tmp_path / "whole", resume_folder=tmp_path / "other")
+    gcg.attack(whole, SMALL, "all")
+    run, searched = nanogcg.run, []
+
+    def stop(model, tokenizer, messages, *arguments):
+        searched.append(messages)
+        if len(searched) == 2:
+            raise KeyboardInterrupt
+        return run(model, tokenizer, messages, *arguments)
+
+    monkeypatch.setattr(nanogcg, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        gcg.attack(target, SMALL, "all")
+    gcg.attack(target, SMALL, "all")
+    assert len(searched) == 3
+    assert searched[1] == searched[2]
+    assert hash_folder(target.output) == hash_folder(whole.output)
+    assert not target.resume_folder.exists()
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_whole_table(data, tmp_path, tokenizer):
 def test_an_attack_that_leaves_prompts_alone(data, tmp_path):
     original = CHECKPOINTS / "original"
     folder = tmp_path / "attack"
-    attack_nothing(Target(original, original, data, folder, 0, "cpu"), NoneSettings(), "all")
+    attack_nothing(Target(original, original, data, folder, 0, "cpu", tmp_path / "resume"), NoneSettings(), "all")
     with pytest.raises(ResurfaceError, match="no variant of this attack changes the prompt"):
         measure_perplexity(
             original, original, [folder], [DOMAIN], ["plain"], IDENTITY, tmp_path / "t.parquet", SETTINGS, "cpu"

@@ -115,7 +115,8 @@ def few(data, tmp_path):
 
 def run(model, data, output, **more):
     chosen = settings(**more)
-    perturbation.attack(Target(model, CHECKPOINTS / "original", data, output, 0, "cpu"), chosen, "all")
+    target = Target(model, CHECKPOINTS / "original", data, output, 0, "cpu", output.parent / "resume")
+    perturbation.attack(target, chosen, "all")
     return pd.read_parquet(output / "prompts.parquet")
 
 

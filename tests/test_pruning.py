@@ -97,7 +97,13 @@ def test_activation_scores_equal_a_loop_in_float64(model):
 
 def run(data, output, **more):
     target = Target(
-        CHECKPOINTS / "original", CHECKPOINTS / "original", data / "results" / "data" / DOMAIN, output, 0, "cpu"
+        CHECKPOINTS / "original",
+        CHECKPOINTS / "original",
+        data / "results" / "data" / DOMAIN,
+        output,
+        0,
+        "cpu",
+        output.parent / "resume",
     )
     datasets = {"here": {"forget": "corpus", "utility": "text"}}
     chosen = settings(**{"datasets": datasets, "samples": 6, "answer_tokens": 8, **more})

@@ -2,21 +2,26 @@
 
 import re
 import shutil
+import signal
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from conftest import CHECKPOINTS, DOMAIN
+from transformers import TrainerCallback
 
 from resurface.artifacts import hash_folder
 from resurface.errors import ResurfaceError
 from resurface.models import decoder_blocks, load_model, pad_right
+from resurface.preemption import Preempted
 from resurface.settings.dpo import DPOSettings
 from resurface.settings.npo import NPOSettings
 from resurface.settings.rmu import RMUSettings
+from resurface.trainer_runs import WHOLE, find_last_checkpoint
 from resurface.unlearning import npo, rmu
-from resurface.unlearning.training import Run, choose_trained, find_last_checkpoint
+from resurface.unlearning.training import Run, choose_trained
 
 CPU = torch.device("cpu")
 SMALL_RMU = {"block": 2, "trained_blocks": [0, 1, 2], "batch_size": 2, "max_steps": 4}
@@ -142,45 +147,83 @@ def test_npo_samples_hold_train_questions_half_in_chat_form(tokenizer, data, tmp
         assert answer in set("ABCD")
 
 
+METHODS = {
+    "rmu": RMUSettings(**SMALL_RMU, save_steps=2),
+    "npo": NPOSettings(batch_size=2, max_steps=4, save_steps=2),
+    "npo with LoRA": NPOSettings(batch_size=2, max_steps=4, save_steps=2, adapter="lora", lora_rank=4),
+    "dpo": DPOSettings(batch_size=2, max_steps=4, save_steps=2, warmup_steps=1),
+}
+
+
+class StopAt(TrainerCallback):
+    """Stops a training like a crash (after step 3, of which nothing is saved) or by SIGTERM (in step 3)."""
+
+    def __init__(self, how):
+        self.how = how
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2 and self.how == "SIGTERM":
+            signal.raise_signal(signal.SIGTERM)
+        if state.global_step == 3 and self.how == "crash":
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def unbroken(request, data, tmp_path_factory):
+    """A method's module, its settings, and what they leave if nothing happens."""
+    module = import_module(f"resurface.unlearning.{request.param.split()[0]}")
+    run = run_in(tmp_path_factory.mktemp("whole"), data)
+    module.unlearn(run, METHODS[request.param])
+    return module, METHODS[request.param], hash_folder(run.output)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("rmu", RMUSettings(**SMALL_RMU, save_steps=2)),
-        ("npo", NPOSettings(batch_size=2, max_steps=4, save_steps=2, adapter="lora", lora_rank=4)),
-        ("dpo", DPOSettings(batch_size=2, max_steps=4, save_steps=2, warmup_steps=1)),
-    ],
-)
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(method, settings, data, tmp_path, monkeypatch):
-    from importlib import import_module
-
-    from transformers import TrainerCallback
-
-    module = import_module(f"resurface.unlearning.{method}")
-    module.unlearn(run_in(tmp_path / "whole", data), settings)
-
-    class Interrupt(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 3:
-                raise KeyboardInterrupt
-
-    train = module.train
+@pytest.mark.parametrize(("how", "kept"), [("crash", 2), ("SIGTERM", 3)])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(unbroken, how, kept, data, tmp_path, monkeypatch):
+    module, settings, expected = unbroken
+    run, train = run_in(tmp_path, data), module.train
 
     def interrupted(trainer, run):
-        trainer.add_callback(Interrupt())
+        trainer.add_callback(StopAt(how))
         return train(trainer, run)
 
-    parts = run_in(tmp_path / "parts", data)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt if how == "crash" else Preempted, match="step 3" * (how == "SIGTERM")):
+            module.unlearn(run, settings)
+    assert not run.output.exists()
+    assert find_last_checkpoint(run.resume_folder).name == f"checkpoint-{kept}"
+    module.unlearn(run, settings)
+    assert not run.resume_folder.exists()
+    assert hash_folder(run.output) == expected
+
+
+def test_a_run_that_is_killed_after_its_last_step_takes_no_further_one(unbroken, data, tmp_path, monkeypatch):
+    module, settings, expected = unbroken
+    run = run_in(tmp_path, data)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save", lambda *_: None)  # as if killed right before
+        module.unlearn(run, settings)
+    module.unlearn(run, settings)
+    assert hash_folder(run.output) == expected
+
+
+def test_a_run_that_is_asked_to_end_at_its_last_step_ends_as_it_would(unbroken, data, tmp_path, monkeypatch):
+    module, settings, expected = unbroken
+    run, train = run_in(tmp_path, data), module.train
+
+    class AskAtTheEnd(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == state.max_steps:
+                signal.raise_signal(signal.SIGTERM)
+
+    def interrupted(trainer, run):
+        trainer.add_callback(AskAtTheEnd())
+        return train(trainer, run)
+
     monkeypatch.setattr(module, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        module.unlearn(parts, settings)
-    assert not parts.output.exists()
-    assert parts.resume_folder.exists()
-    monkeypatch.setattr(module, "train", train)
-    module.unlearn(parts, settings)
-    assert not parts.resume_folder.exists()
-    assert hash_folder(parts.output) == hash_folder(tmp_path / "whole" / "model")
-    shutil.rmtree(tmp_path / "whole")
+    module.unlearn(run, settings)
+    assert hash_folder(run.output) == expected
 
 
 def test_a_diverging_run_says_what_to_do_and_leaves_nothing(data, tmp_path):
@@ -210,22 +253,19 @@ def test_lora_trains_the_chosen_blocks_and_no_head(model, blocks, modules):
 
 
 def test_a_half_written_checkpoint_is_deleted_and_the_last_whole_one_taken(data, tmp_path, monkeypatch):
-    run, settings = run_in(tmp_path, data), RMUSettings(**{**SMALL_RMU, "max_steps": 3, "save_steps": 1})
-    monkeypatch.setattr(rmu, "save", lambda *_: None)  # as if killed right before
-    rmu.unlearn(run, settings)
+    run, settings = run_in(tmp_path, data), RMUSettings(**{**SMALL_RMU, "max_steps": 4, "save_steps": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(rmu, "save", lambda *_: None)  # as if killed right before
+        rmu.unlearn(run, settings)
     folder = run.resume_folder
     assert {path.name for path in folder.iterdir()} == {"checkpoint-2", "checkpoint-3"}
-    state = folder / "checkpoint-3" / "trainer_state.json"
-    state.write_text(state.read_text()[:100])
-    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-4")
-    (folder / "checkpoint-4" / "trainer_state.json").unlink()
+    (folder / "checkpoint-3" / WHOLE).unlink()
+    shutil.copytree(folder / "checkpoint-3", folder / "checkpoint-4")
     (folder / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
     assert find_last_checkpoint(folder) == folder / "checkpoint-2"
     assert {path.name for path in folder.iterdir()} == {"checkpoint-2"}
-    state.parent.mkdir()
-    monkeypatch.undo()
     rmu.unlearn(run, settings)
-    assert pd.read_parquet(run.output / "losses.parquet")["step"].tolist() == [1, 2, 3]
+    assert pd.read_parquet(run.output / "losses.parquet")["step"].tolist() == [1, 2, 3, 4]
     assert not folder.exists()
 
 

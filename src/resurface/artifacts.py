@@ -8,6 +8,8 @@ Snakemake does not look inside folders: downstream jobs depend on that file and 
 import errno
 import hashlib
 import json
+import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_BYTES = 1 << 22
-LOCK_SECONDS = 5.0
+LOCK_SECONDS = 300.0  # an orphan may still have to take a step and save a large model
 # What safetensors, tokenizers (28 is ENOSPC, 122 EDQUOT) and `torch.save` say of a full disk; none raises an OSError.
 FULL_DISK_WORDS = ("os error 28", "os error 122", "No space left", "unexpected pos", "PytorchStreamWriter failed")
+
+log = logging.getLogger("resurface")
 
 
 @contextmanager
@@ -49,19 +53,23 @@ def naming_full_disk(output: Path) -> Iterator[None]:
 
 @contextmanager
 def holding_lock(path: Path, output: Path) -> Iterator[None]:
-    """Hold a lock file, which exists only as long as somebody holds it, while `output` is made.
+    """Hold a lock file, which exists only as long as somebody holds it, while `output` is made; wait for who holds it.
 
     Raises:
-        ResurfaceError: another process holds it, or the disk is full.
+        ResurfaceError: another process holds it and does not end, or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=LOCK_SECONDS)
+    lock = FileLock(path)
     try:
         with naming_full_disk(path):
-            lock.acquire()
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.info("%s: waiting for another process that is writing it", output)
+                lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise ResurfaceError(
-            f"{output}: another process is writing it right now; wait for it, or end it, then start this job again"
+            f"{output}: another process has been writing it for {LOCK_SECONDS:.0f} seconds; wait for it, or end it, then start this job again"
         ) from None
     try:
         yield
@@ -85,11 +93,20 @@ def publish(output: Path) -> Iterator[Path]:
             with naming_full_disk(output):
                 remove(temporary)
                 yield temporary
+                flush(temporary)
                 if temporary.is_dir() or output.is_dir():
                     remove(output)
                 temporary.replace(output)  # a file takes another's place at once: there always is one of them
         finally:
             remove(temporary)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file, or every file below a folder, so that it is whole after a power cut too."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file() and not file.is_symlink():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def remove(path: Path) -> None:

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from resurface.errors import ResurfaceError
+from resurface.gpu_faults import explain_gpu_fault
+from resurface.preemption import PREEMPTED, Preempted, end_at_once
 from resurface.warm_start import prepare_imports
 
 app = typer.Typer(
@@ -525,15 +527,23 @@ def audit_export(
 
 def main() -> None:
     """Run the command line; faults of a user's making end as one message, others keep their traceback in the log."""
+    signal.signal(signal.SIGTERM, end_at_once)
     try:
         status = app(prog_name="resurface", standalone_mode=False)  # an early end is returned, not raised
     except ResurfaceError as error:
         log.error("error: %s", error)
         sys.exit(1)
+    except Preempted as preempted:
+        log.error("ended by SIGTERM; %s", preempted)
+        sys.exit(PREEMPTED)
     except Exception as error:
         if hasattr(error, "show"):  # a wrong option or argument: Click knows how to say it
             error.show()
             sys.exit(2)
+        gpu_fault = explain_gpu_fault(error)
+        if gpu_fault:
+            log.error("error: %s", gpu_fault)
+            sys.exit(1)
         log.error("this is a bug in resurface, please report it:\n%s", traceback.format_exc())
         sys.exit(1)
     if status == INTERRUPTED:

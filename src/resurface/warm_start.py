@@ -203,6 +203,7 @@ def run_in_worker(folder: str) -> int | None:
 
 def main() -> None:
     """The `resurface` command."""
+    import_module("resurface.orphans").end_with_scheduler()
     folder = os.environ.get(FOLDER_VARIABLE)
     status = run_in_worker(folder) if folder else None
     if status is None:

@@ -24,7 +24,6 @@ import json
 import logging
 import math
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,7 +37,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from resurface.artifacts import publish, publish_folder, read_json
+from resurface.artifacts import publish, publish_folder, read_json, remove
 from resurface.attacks.prefix import Chats, draw_prefix, set_chats
 from resurface.attacks.questions import read_hidden_questions
 from resurface.attacks.target import Target
@@ -57,6 +56,7 @@ from resurface.models import (
     run_decoder,
     set_seed,
 )
+from resurface.preemption import Preempted, postponing_end
 from resurface.prompts import render_prompts
 from resurface.settings.enhanced_gcg import EnhancedGCGSettings
 
@@ -436,11 +436,12 @@ def search_prefix(problem: Problem, target: Target, part: str) -> Search:
     """Search to the end, from where an interrupted search of the same job stopped.
 
     Raises:
+        Preempted: the search was asked to end, and has saved.
         ResurfaceError: no legal prefix to start from, or a full disk.
     """
     settings = problem.settings
-    state = target.resume_folder / "search.json" if target.resume_folder else None
-    if state is not None and state.is_file():
+    state = target.resume_folder / "search.json"
+    if state.is_file():
         search = Search(**read_json(state))
         log.info("going on after step %d of an interrupted search", search.step)
     else:
@@ -453,12 +454,16 @@ def search_prefix(problem: Problem, target: Target, part: str) -> Search:
             )
         buffer = sorted(zip(losses, prefixes, strict=True), key=lambda entry: entry[0])[: settings.buffer]
         search = Search(0, buffer, buffer[0])
-    with tqdm(total=settings.steps, initial=search.step, desc=f"search {part}", disable=None) as progress:
+    with (
+        postponing_end() as is_asked,
+        tqdm(total=settings.steps, initial=search.step, desc=f"search {part}", disable=None) as progress,
+    ):
         while search.step < settings.steps:
             take_step(problem, search, random.Random(f"{target.seed}/{part}/{search.step}"))
-            if state is not None:
-                with publish(state) as temporary:
-                    temporary.write_text(json.dumps(asdict(search)))
+            with publish(state) as temporary:
+                temporary.write_text(json.dumps(asdict(search)))
+            if is_asked():
+                raise Preempted(f"step {search.step} is saved, and the next run goes on from there")
             progress.set_postfix(best=f"{search.best[0]:.3f}", length=len(search.best[1]))
             progress.update()
     return search
@@ -497,8 +502,7 @@ def attack(target: Target, settings: EnhancedGCGSettings, part: str) -> None:
                 for step, prefix in zip(snapshot_steps(settings), search.snapshots, strict=True)
             ],
         )
-    if target.resume_folder:
-        shutil.rmtree(target.resume_folder, ignore_errors=True)
+    remove(target.resume_folder)
 
 
 def snapshot_steps(settings: EnhancedGCGSettings) -> list[int]:

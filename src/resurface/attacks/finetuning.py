@@ -2,17 +2,20 @@
 
 A LoRA adapter on all linear layers of the blocks is trained on n multiple-choice samples in chat form, with the loss over
 the whole sequence. Samples are nested (the first n of one seeded order), so that curves over n are comparable. One job
-trains all n of one data set.
+trains all n of one data set, and one that is interrupted goes on within the n where it was.
 """
 
 import random
+import shutil
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from resurface.artifacts import publish_folder
+from resurface.artifacts import publish, publish_folder, remove
 from resurface.attacks.target import Target
 from resurface.data.tables import read_domain_table, read_questions
 from resurface.errors import ResurfaceError
@@ -20,6 +23,7 @@ from resurface.interventions import Adapter, Variant, write_variants
 from resurface.models import load_model, load_tokenizer, pad_right, pick_device, set_seed
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.finetuning import FinetuningSettings
+from resurface.trainer_runs import run_trainer
 
 IGNORED = -100  # the label that transformers leaves out of the loss
 TABLES = {"forget": "questions", "retain": "retain_questions"}
@@ -59,65 +63,96 @@ def collate(batch: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
     }
 
 
+def train_adapter(
+    target: Target, settings: FinetuningSettings, model: Any, tokens: list[list[int]], pad: int, state: Path
+) -> Any:
+    """Train an adapter on a model.
+
+    Args:
+        target: seed, among others.
+        settings: how to train.
+        model: the model, which keeps its own weights.
+        tokens: the samples.
+        pad: the padding token.
+        state: where a run that is interrupted is kept.
+
+    Returns:
+        the model wrapped by peft.
+
+    Raises:
+        Preempted: the training was asked to end, and has saved.
+        ResurfaceError: a full disk.
+    """
+    set_seed(target.seed)
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
+    trainer = Trainer(
+        model=adapted,
+        args=TrainingArguments(
+            output_dir=str(state),
+            per_device_train_batch_size=settings.batch_size,
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=settings.warmup_share,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=1.0,
+            seed=target.seed,
+            data_seed=target.seed,
+            use_cpu=model.device.type == "cpu",
+            bf16=model.device.type == "cuda",
+            dataloader_pin_memory=model.device.type == "cuda",
+            logging_strategy="no",
+            save_steps=settings.save_steps,
+            save_total_limit=2,
+            remove_unused_columns=False,
+            report_to="none",
+            disable_tqdm=not sys.stderr.isatty(),
+        ),
+        train_dataset=tokens,  # type: ignore[arg-type]
+        data_collator=lambda batch: collate(batch, pad),
+    )
+    run_trainer(trainer)
+    return adapted
+
+
 def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
     """Train one adapter per n of the data set `part`.
 
     Raises:
+        Preempted: the training was asked to end, and has saved.
         ResurfaceError: too few samples, a diverging training, or a broken checkpoint or table.
     """
     tokenizer = load_tokenizer(target.model_folder)
     tokens = tokenizer(read_samples(target, settings, part), truncation=True, max_length=settings.length)["input_ids"]
-    device = pick_device(target.device)
-    model = load_model(target.model_folder, device, "float32")
-    names = []
+    model = load_model(target.model_folder, pick_device(target.device), "float32")
+    names = [f"{part}-n{count}" for count in settings.datasets[part]]  # type: ignore[index]
+    for name, count in zip(names, settings.datasets[part], strict=True):  # type: ignore[index]
+        done = target.resume_folder / name  # adapters that are done wait there for the others
+        if done.is_dir():
+            continue
+        state = target.resume_folder / f"{name}.state"
+        adapted = train_adapter(target, settings, model, tokens[:count], tokenizer.pad_token_id, state)
+        if not all(weights.isfinite().all() for weights in adapted.parameters() if weights.requires_grad):
+            raise ResurfaceError(
+                f"finetuning diverged on {count} samples of {part}: its weights are not finite; lower learning_rate "
+                f"(found {settings.learning_rate}) or raise warmup_share (found {settings.warmup_share})"
+            )
+        with publish(done) as temporary:
+            adapted.save_pretrained(temporary)
+            (temporary / "README.md").unlink(missing_ok=True)
+        remove(state)
+        model = adapted.unload()
     with publish_folder(target.output) as folder:
-        for count in settings.datasets[part]:  # type: ignore[index]
-            set_seed(target.seed)
-            adapted = get_peft_model(
-                model,
-                LoraConfig(
-                    r=settings.lora_rank,
-                    lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
-                    lora_dropout=0.0,
-                    target_modules="all-linear",
-                    task_type="CAUSAL_LM",
-                ),
-            )
-            trainer = Trainer(
-                model=adapted,
-                args=TrainingArguments(
-                    output_dir=str(folder),
-                    per_device_train_batch_size=settings.batch_size,
-                    num_train_epochs=settings.epochs,
-                    learning_rate=settings.learning_rate,
-                    lr_scheduler_type="linear",
-                    warmup_steps=settings.warmup_share,
-                    weight_decay=settings.weight_decay,
-                    max_grad_norm=1.0,
-                    seed=target.seed,
-                    data_seed=target.seed,
-                    use_cpu=device.type == "cpu",
-                    bf16=device.type == "cuda",
-                    dataloader_pin_memory=device.type == "cuda",
-                    logging_strategy="no",
-                    save_strategy="no",
-                    remove_unused_columns=False,
-                    report_to="none",
-                    disable_tqdm=not sys.stderr.isatty(),
-                ),
-                train_dataset=tokens[:count],
-                data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-            if not all(weights.isfinite().all() for weights in adapted.parameters() if weights.requires_grad):
-                raise ResurfaceError(
-                    f"finetuning diverged on {count} samples of {part}: its weights are not finite; lower learning_rate "
-                    f"(found {settings.learning_rate}) or raise warmup_share (found {settings.warmup_share})"
-                )
-            name = f"{part}-n{count}"
-            adapted.save_pretrained(folder / name)
-            (folder / name / "README.md").unlink(missing_ok=True)
-            model = adapted.unload()
-            names.append(name)
+        for name in names:
+            shutil.copytree(target.resume_folder / name, folder / name)
         write_variants(folder, [Variant(variant=name, model=Adapter(folder=name)) for name in names])
+    remove(target.resume_folder)

@@ -2,14 +2,15 @@
 
 For one question that only the original answers, a prefix is searched that makes the attacked model begin its chat reply
 as the original does. Nothing but these tokens is in the loss, and nothing but one question: each question is a search
-and a variant of its own, and scoring shows how far its prefix carries to other questions.
+and a variant of its own, and scoring shows how far its prefix carries to other questions. A job that is interrupted goes on
+after the last search that was done.
 """
 
 import logging
 
 import pandas as pd
 
-from resurface.artifacts import publish_folder
+from resurface.artifacts import publish_folder, remove, write_table
 from resurface.attacks.prefix import set_chats
 from resurface.attacks.questions import read_hidden_questions
 from resurface.attacks.target import Target
@@ -75,13 +76,17 @@ def attack(target: Target, settings: GCGSettings, part: str) -> None:
             use_prefix_cache=False,  # its cache is of a form that transformers no longer takes
             verbosity="ERROR",
         )
-        try:
-            found = nanogcg.run(unlearned, tokenizer, chat_messages(PLACE + prompt)[skipped:], answer, config)
-        except RuntimeError as error:
-            if "decoding and re-encoding" not in str(error):
-                raise
-            raise unreadable(target, settings) from error
-        curve = pd.DataFrame({"step": range(1, len(found.losses) + 1), "loss": found.losses, "prefix": found.strings})
+        done = target.resume_folder / f"question{number}.parquet"  # searches that are done wait there for the others
+        if not done.is_file():
+            try:
+                found = nanogcg.run(unlearned, tokenizer, chat_messages(PLACE + prompt)[skipped:], answer, config)
+            except RuntimeError as error:
+                if "decoding and re-encoding" not in str(error):
+                    raise
+                raise unreadable(target, settings) from error
+            steps = range(1, len(found.losses) + 1)
+            write_table(pd.DataFrame({"step": steps, "loss": found.losses, "prefix": found.strings}), done)
+        curve = pd.read_parquet(done)
         # nanogcg looks at the prefix alone: in its chat it may be read differently, or hold tokens that end a turn.
         legal = next((text for text in curve.sort_values("loss", kind="stable")["prefix"] if chats.find(text)), None)
         if legal is None:
@@ -91,6 +96,7 @@ def attack(target: Target, settings: GCGSettings, part: str) -> None:
     with publish_folder(target.output) as folder:
         pd.concat(curves).to_parquet(folder / "losses.parquet", index=False)
         write_variants(folder, variants)
+    remove(target.resume_folder)
 
 
 def unreadable(target: Target, settings: GCGSettings) -> ResurfaceError:

@@ -15,7 +15,7 @@ class Target:
         output: the folder of interventions to write.
         seed: of everything random in the attack.
         device: `auto`, `cpu`, `cuda`, …
-        resume_folder: where a long attack keeps its state while it runs; None keeps none.
+        resume_folder: where a long attack keeps its state while it runs.
         start_folder: what the same attack left on another model, for an attack that starts from it.
     """
 
@@ -25,5 +25,5 @@ class Target:
     output: Path
     seed: int
     device: str
-    resume_folder: Path | None = None
+    resume_folder: Path
     start_folder: Path | None = None

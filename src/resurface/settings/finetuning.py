@@ -31,3 +31,6 @@ class FinetuningSettings(Settings):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
     length: PositiveInt = Field(1024, description="tokens at which a sample is cut")
     system: str = Field("You are a helpful assistant.", description="system turn of the training chats")
+    save_steps: PositiveInt = Field(
+        500, description="optimizer steps between checkpoints that an interrupted job resumes from"
+    )

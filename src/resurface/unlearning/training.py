@@ -1,11 +1,9 @@
 """What the three methods share: loading what is trained, a `Trainer` run that can be resumed, and the checkpoint it leaves.
 
-Resume state (the Trainer's own checkpoints, which hold pickles) lives in a folder outside the declared outputs, named by
-a hash of everything that determines the run, and goes once the run is done.
+Resume state lives in a folder outside the declared outputs, named by a hash of everything that determines the run, and goes
+once the run is done.
 """
 
-import json
-import logging
 import shutil
 import sys
 from collections.abc import Hashable
@@ -18,7 +16,6 @@ import torch
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -26,13 +23,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from resurface.artifacts import naming_full_disk, publish_folder
+from resurface.artifacts import publish_folder
 from resurface.data.tables import read_domain_table
 from resurface.errors import ResurfaceError
 from resurface.models import check_blocks, decoder_blocks, linear_names, load_model, load_tokenizer, set_seed
 from resurface.settings.training import TrainingSettings
-
-log = logging.getLogger("resurface")
+from resurface.trainer_runs import run_trainer
 
 
 @dataclass(frozen=True)
@@ -167,22 +163,6 @@ def samples_seen(settings: TrainingSettings, found: int) -> int:
     return found if settings.max_steps is None else min(found, settings.max_steps * settings.batch_size)
 
 
-def find_last_checkpoint(folder: Path) -> Path | None:
-    """The latest whole checkpoint in a Trainer's folder, if there is one; those that were left half written are deleted.
-
-    The Trainer writes `trainer_state.json` last, so a checkpoint is whole if that can be parsed.
-    """
-    whole = {}
-    for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (FileNotFoundError, ValueError):
-            shutil.rmtree(path)
-        else:
-            whole[int(path.name.removeprefix("checkpoint-"))] = path
-    return whole[max(whole)] if whole else None
-
-
 def train(trainer: Trainer, run: Run) -> pd.DataFrame:
     """Run a trainer from where it was interrupted, or from the start.
 
@@ -190,16 +170,11 @@ def train(trainer: Trainer, run: Run) -> pd.DataFrame:
         the loss curve: one row per optimizer step with what the trainer logged.
 
     Raises:
+        Preempted: the run was asked to end, and has saved.
         ResurfaceError: the loss is not finite, or the disk is full.
     """
     trainer.add_callback(StopAtNaN())
-    trainer.remove_callback(PrinterCallback)
-    last = find_last_checkpoint(run.resume_folder)
-    if last is not None:
-        log.info("going on after step %s of an interrupted run", last.name.removeprefix("checkpoint-"))
-    run.resume_folder.parent.mkdir(parents=True, exist_ok=True)
-    with naming_full_disk(run.resume_folder):
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    run_trainer(trainer)
     return tabulate_losses(trainer.state.log_history)
 
 

@@ -1,0 +1,43 @@
+"""Orphans: a job whose Snakemake has gone ends too, as if it were preempted.
+
+Whoever kills Snakemake kills none of its jobs. They would compute on beside the same jobs of the next run, for hours. So the
+`resurface` command of a local job looks whether the process that started it and the scheduler are still there, and sends
+itself SIGTERM once one of them is not: training and searches then save first. On a cluster jobs outlive a scheduler as they
+should: there none is named.
+"""
+
+import os
+import signal
+import threading
+import time
+
+SCHEDULER_VARIABLE = "RESURFACE_SCHEDULER"
+LOOK_SECONDS = 0.5
+
+
+def name_scheduler() -> None:
+    """Tell the commands that this process will start that they are its jobs."""
+    os.environ[SCHEDULER_VARIABLE] = str(os.getpid())
+
+
+def end_with_scheduler() -> None:
+    """Send this process SIGTERM when its scheduler or the shell between them has gone; without a scheduler do nothing."""
+    named = os.environ.get(SCHEDULER_VARIABLE)
+    if named:
+        threading.Thread(target=_watch, args=(int(named), os.getppid()), daemon=True).start()
+
+
+def _watch(scheduler: int, parent: int) -> None:
+    """Wait until one of two processes has gone, then ask this one to end."""
+    while _is_there(scheduler) and os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_there(process: int) -> bool:
+    """Whether a process of this user's has this number."""
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True

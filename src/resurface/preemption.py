@@ -1,0 +1,44 @@
+"""Preemption: a job that is asked to end (SIGTERM) saves its state at the next step, and says so.
+
+Clusters send SIGTERM some time before they take a node away. What runs in steps puts the end off (`postponing_end`), asks
+between its steps whether it came, and then saves and raises `Preempted`. Everything else raises it at once, and what is half
+written goes, as after Ctrl-C. Transformers has such a thing too (`enable_jit_checkpoint`), but waits three seconds, and may
+save between a gradient and its step, so that a resumed run would not be the same.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+PREEMPTED = 128 + signal.SIGTERM
+
+
+class Preempted(BaseException):
+    """The job ends because it was asked to; the message says from where the next run goes on."""
+
+
+def end_at_once(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """A handler of SIGTERM for everything that does not run in steps.
+
+    Raises:
+        Preempted: always.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off what the first one cleans up
+    raise Preempted("the next run starts this job again, from its last saved step if there is one")
+
+
+@contextmanager
+def postponing_end() -> Iterator[Callable[[], bool]]:
+    """Put off the end that SIGTERM asks for inside the context; the value tells whether it was asked for."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main one can set handlers
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,57 @@
+"""Orphans: a job ends, and says from where the next run goes on, when its scheduler or its shell is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+SCHEDULER = """
+import subprocess
+from resurface.orphans import name_scheduler
+name_scheduler()
+subprocess.run(["bash", "-c", "resurface --log job.log pretrain original --output model; true"])
+"""
+
+
+def is_over(process):
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("victim", ["scheduler", "shell"])
+def test_a_job_ends_with_its_scheduler_and_with_its_shell(tmp_path, victim):
+    scheduler = subprocess.Popen(
+        [sys.executable, "-c", SCHEDULER], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert "pretrain" in scheduler.stderr.readline()
+    (shell,) = psutil.Process(scheduler.pid).children()
+    (job,) = shell.children()
+    assert "pretrain" in job.cmdline()
+    (shell if victim == "shell" else psutil.Process(scheduler.pid)).send_signal(signal.SIGKILL)
+    psutil.wait_procs([job], timeout=60)
+    assert is_over(job)
+    scheduler.kill()
+    scheduler.wait()
+    assert "ended by SIGTERM" in (tmp_path / "job.log").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["job.log"]
+
+
+def test_a_command_that_is_no_job_outlives_its_shell(tmp_path):
+    shell = subprocess.Popen(
+        ["bash", "-c", "resurface --log job.log pretrain original --output model; true"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "RESURFACE_SCHEDULER"},
+    )
+    assert "pretrain" in shell.stderr.readline()
+    (job,) = psutil.Process(shell.pid).children()
+    shell.kill()
+    shell.wait()
+    try:
+        psutil.wait_procs([job], timeout=3)
+        assert not is_over(job)
+    finally:
+        job.kill()
