@@ -34,6 +34,9 @@ rule attack:
         f"{LOGS}/attack/{{domain}}/{{method}}/seed{{seed}}/{{attack}}-{{part}}.log",
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(3000),
+        runtime=growing(60),
     params:
         settings=lambda wildcards: dump_settings(
             experiment.settings_of("attacks", wildcards.attack)

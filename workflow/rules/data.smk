@@ -17,6 +17,9 @@ rule data:
         f"{LOGS}/data/{{domain}}.log",
     wildcard_constraints:
         domain="|".join(experiment.domains),
+    resources:
+        mem_mb=growing(1500),
+        runtime=growing(10),
     params:
         settings=dump_settings(experiment.data, without=["general_questions"]),
         source=fingerprint("resurface.data.testbed"),
@@ -30,6 +33,9 @@ rule general_questions:
         "results/data/general/questions.parquet",
     log:
         f"{LOGS}/data/general.log",
+    resources:
+        mem_mb=growing(1500),
+        runtime=growing(10),
     params:
         settings=dump_settings(
             experiment.data, without=["articles", "preference_draws"]

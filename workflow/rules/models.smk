@@ -42,6 +42,9 @@ rule model:
         hashes=hashes(MODELS),
     log:
         f"{LOGS}/models/{{model}}.log",
+    resources:
+        mem_mb=growing(1500),
+        runtime=growing(10),
     params:
         model=model_source,
         content=model_content,
@@ -59,6 +62,9 @@ rule pretrain:
     threads: 64  # Snakemake scales it down to the cores that there are
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(6000),
+        runtime=growing(1440),
     params:
         settings=dump_settings(experiment.pretraining),
         source=fingerprint("resurface.testbed.pretraining"),

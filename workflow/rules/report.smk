@@ -19,6 +19,9 @@ rule summarize:
         "results/summary.parquet",
     log:
         f"{LOGS}/summarize.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         settings=dump_settings(experiment.summary),
         source=fingerprint("resurface.analysis.summary"),
@@ -35,6 +38,9 @@ rule worst_case:
         "results/worst_case.parquet",
     log:
         f"{LOGS}/worst_case.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         source=fingerprint("resurface.analysis.worst_case"),
     shell:
@@ -71,6 +77,9 @@ rule report:
         ),
     log:
         f"{LOGS}/report.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         refusals=lambda wildcards, input: [
             f"--refusals {path}" for path in input.refusals

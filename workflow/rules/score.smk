@@ -88,6 +88,9 @@ rule score:
         f"{LOGS}/score/{{domain}}/{{method}}/seed{{seed}}/{{attack}}.log",
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(3000),
+        runtime=growing(30),
     params:
         interventions=intervention_options,
         transfers=transfer_options,
@@ -112,6 +115,9 @@ rule refusals:
         f"{LOGS}/refusals/{{domain}}/{{method}}/seed{{seed}}.log",
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(3000),
+        runtime=growing(30),
     params:
         settings=dump_settings(experiment.refusals),
         source=scoring_source("resurface.scoring.refusals"),
@@ -141,6 +147,9 @@ rule perplexity:
         f"{LOGS}/perplexity/{{domain}}/{{method}}/seed{{seed}}/{{attack}}.log",
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(3000),
+        runtime=growing(30),
     params:
         interventions=intervention_options,
         settings=dump_settings(experiment.perplexity),

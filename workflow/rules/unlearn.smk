@@ -15,6 +15,9 @@ rule unlearn:
         method="|".join(METHODS),
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(3000),
+        runtime=growing(60),
     params:
         settings=lambda wildcards: dump_settings(
             experiment.settings_of("methods", wildcards.method)
