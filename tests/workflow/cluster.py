@@ -1,6 +1,7 @@
 """A Snakemake that knows clusters, in an environment of its own: its plugins would slow down every other test's Snakemake."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -9,14 +10,14 @@ from pathlib import Path
 from conftest import ROOT
 
 
-def make_environment(folder: Path, *words: str) -> Path:
-    """A Python that has this one's packages and those of `envs/cluster.lock` whose lines hold one of the words."""
+def make_environment(folder: Path, pattern: str) -> Path:
+    """A Python that has this one's packages and those of `envs/cluster.lock` that match a pattern."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     packages = sysconfig.get_path("purelib", vars={"base": str(folder)})
     Path(packages, "outer.pth").write_text(sysconfig.get_path("purelib"))
     lines = (ROOT / "envs" / "cluster.lock").read_text().splitlines()
-    chosen = [line for line in lines if not line.startswith("#") and any(word in line for word in words)]
+    chosen = [line for line in lines if not line.startswith("#") and re.search(pattern, line)]
     install = ["install", "--quiet", "--no-deps", "--disable-pip-version-check", *chosen]
     subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], check=True)
     return python

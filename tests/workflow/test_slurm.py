@@ -15,7 +15,8 @@ from conftest import make_project, snakemake
 pytestmark = pytest.mark.slow
 
 SCRIPTS = Path(__file__).parent / "slurm"
-OPTIONS = ["--workflow-profile", "slurm", "--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=2"]
+SOON = ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=2"]
+OPTIONS = ["--workflow-profile", "slurm", *SOON]
 EXPERIMENT = {
     "domains": ["xenotoxicology"],
     "methods": {"rmu": {"block": 2, "trained_blocks": [0, 1, 2], "max_steps": 2, "batch_size": 2}},

@@ -9,7 +9,7 @@ folder=$(realpath "$1")
 here=$(dirname "$(realpath "$0")")
 configuration=/etc/slurm/slurm.conf
 devices=/etc/slurm/gres.conf
-mark="# A Slurm for the tests of resurface"
+mark="# A Slurm for the tests of resurface, of process"
 
 not_here() {
     echo "$1"
@@ -23,6 +23,10 @@ for file in $configuration $devices; do
         not_here "there is a Slurm here already ($file), which is left alone"
     fi
 done
+if [ -e $configuration ]; then
+    kill -0 "$(head -1 $configuration | grep -o '[0-9]*$')" 2>/dev/null && not_here "other tests are using Slurm right now"
+    "$here/stop.sh" "$(sed -n 's/^StateSaveLocation=//p' $configuration)/.."
+fi
 
 missing=$(for command in slurmctld slurmd sbatch munged; do command -v $command >/dev/null || echo $command; done)
 if [ -n "$missing" ]; then
@@ -38,9 +42,9 @@ memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
 
 # No control groups: they need not be there. Memory is watched by looking at the processes once a second.
 cat >$configuration <<END
-$mark
+$mark $PPID
 ClusterName=tests
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmUser=root
 SlurmctldPort=16817
 SlurmdPort=16818
@@ -71,7 +75,7 @@ PartitionName=short Nodes=ALL Default=YES MaxTime=1:00:00 State=UP
 END
 
 # A GPU to ask for, which nobody computes on.
-printf '%s\nName=gpu File=/dev/null\n' "$mark" >$devices
+printf '%s\nName=gpu File=/dev/null\n' "$mark $PPID" >$devices
 
 umask 077
 head -c 1024 /dev/urandom >"$folder/munge.key"
