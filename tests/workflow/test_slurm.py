@@ -19,10 +19,12 @@ SOON = ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-che
 OPTIONS = ["--workflow-profile", "slurm", *SOON]
 EXPERIMENT = {
     "domains": ["xenotoxicology"],
+    "models": {"never_learned": None},
     "methods": {"rmu": {"block": 2, "trained_blocks": [0, 1, 2], "max_steps": 2, "batch_size": 2}},
     "attacks": {"orthogonalization": {"references": ["original"], "block_sets": {"2": [2]}, "skip_tokens": 16}},
     "benchmarks": {"general": ["testbed_general_music"]},
     "data": {"articles": 50, "general_questions": 10},
+    "scoring": {"templates": ["plain"]},
     "refusals": {"questions": 5, "new_tokens": 4},
     "summary": {"resamples": 50},
 }
@@ -68,20 +70,20 @@ def test_slurm_computes_what_this_machine_computes(project, tmp_path):
     run = snakemake(local, check=False)
     assert run.returncode == 0, run.stdout[-5000:]
     tables = sorted(path.relative_to(local) for path in local.glob("results/scores/**/*.parquet"))
-    assert len(tables) == 5
+    assert len(tables) == 3
     for table in [*tables, "results/summary.parquet", "results/refusals/xenotoxicology/rmu/seed0.parquet"]:
         assert (project / table).read_bytes() == (local / table).read_bytes(), table
 
 
 def test_jobs_are_submitted_in_groups_that_ask_for_no_more_than_one_job(project):
     submitted = submissions(project)
-    assert 4 <= len(submitted) <= 9, "19 jobs"
+    assert len(submitted) == 8, "14 jobs"
     for job in submitted:
         assert job["JobState"] == "COMPLETED"
         assert job["NumCPUs"] == "1"
         assert job["MinMemoryNode"] in ("1500M", "2000M", "3000M")
     scores = [job for job in submitted if "score_none" in job["Comment"]]
-    assert [job["TimeLimit"] for job in scores] == ["01:30:00"], "three jobs of 30 minutes, in turn"
+    assert [job["TimeLimit"] for job in scores] == ["01:00:00"], "two jobs of 30 minutes, in turn"
 
 
 @pytest.mark.parametrize("options", [["--cores=1"], [*OPTIONS, "--set-resources", "attack:mem_mb=9000", "score:gpu=1"]])

@@ -66,12 +66,13 @@ JobAcctGatherFrequency=1
 JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
+EnforcePartLimits=ALL
 ReturnToService=2
 MinJobAge=600
 KillWait=5
 GresTypes=gpu
 NodeName=localhost NodeAddr=127.0.0.1 CPUs=$processors RealMemory=$memory Gres=gpu:1 State=UNKNOWN
-PartitionName=short Nodes=ALL Default=YES MaxTime=1:00:00 State=UP
+PartitionName=short Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP
 END
 
 # A GPU to ask for, which nobody computes on.
