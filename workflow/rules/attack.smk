@@ -36,6 +36,9 @@ rule attack:
     cache: True
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(3000),
+        runtime=growing(60),
     params:
         settings=lambda wildcards: job_settings(experiment, "attack", wildcards.attack),
         source=lambda wildcards: job_source("attack", wildcards.attack),

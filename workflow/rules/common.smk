@@ -2,7 +2,8 @@
 
 A job depends on its own slice of the configuration (`settings`, one line of sorted JSON) and on the source of its module
 and of what that imports (`source`). Both are `params`, which Snakemake compares with those of the last run. The device
-and the number of threads are `resources` and `threads`: where a job runs does not make it stale.
+and the number of threads are `resources` and `threads`, and so are the memory (MB), the minutes and the GPUs that a job asks a
+cluster for: where a job runs does not make it stale.
 """
 
 import json
@@ -41,6 +42,9 @@ except ResurfaceError as error:
 
 LOGS = "results/logs"
 
+# GPUs of each job that computes on the device; no more than the mention of this resource makes Kubernetes look for one.
+GPUS = 1 if experiment.device.startswith("cuda") else None
+
 REFERENCES = reference_models(experiment)
 
 
@@ -51,6 +55,11 @@ wildcard_constraints:
     part="[a-z0-9_]+",
     model="original|never_learned",
     seed=r"\d+",
+
+
+def growing(amount):
+    """Memory or minutes for the testbed: a job that was killed for want of them is tried again with more."""
+    return lambda wildcards, attempt: amount * attempt
 
 
 def hashes(folder):

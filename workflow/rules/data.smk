@@ -18,6 +18,9 @@ rule data:
         f"{LOGS}/data/{{domain}}.log",
     wildcard_constraints:
         domain="|".join(experiment.domains),
+    resources:
+        mem_mb=growing(1500),
+        runtime=growing(10),
     params:
         settings=job_settings(experiment, "data"),
         source=job_source("data"),
@@ -32,6 +35,9 @@ rule general_questions:
         record=record("results/data/general"),
     log:
         f"{LOGS}/data/general.log",
+    resources:
+        mem_mb=growing(1500),
+        runtime=growing(10),
     params:
         settings=job_settings(experiment, "general_questions"),
         source=job_source("general_questions"),

@@ -43,6 +43,9 @@ rule model:
         record=record(MODELS),
     log:
         f"{LOGS}/models/{{model}}.log",
+    resources:
+        mem_mb=growing(1500),
+        runtime=growing(10),
     params:
         model=model_source,
         content=model_content,
@@ -62,6 +65,9 @@ rule pretrain:
     threads: 64  # Snakemake scales it down to the cores that there are
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(6000),
+        runtime=growing(1440),
     params:
         settings=job_settings(experiment, "pretrain"),
         source=job_source("pretrain"),

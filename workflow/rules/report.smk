@@ -20,6 +20,9 @@ rule summarize:
         record=record(SUMMARY),
     log:
         f"{LOGS}/summarize.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         settings=job_settings(experiment, "summarize"),
         source=job_source("summarize"),
@@ -37,6 +40,9 @@ rule worst_case:
         record=record(WORST_CASE),
     log:
         f"{LOGS}/worst_case.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         source=job_source("worst_case"),
     shell:
@@ -62,6 +68,9 @@ rule report:
         record=record(REPORT),
     log:
         f"{LOGS}/report.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         refusals=lambda wildcards, input: [
             f"--refusals {path}" for path in input.refusals

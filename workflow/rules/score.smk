@@ -87,6 +87,9 @@ rule score:
     cache: True
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(3000),
+        runtime=growing(30),
     params:
         interventions=intervention_options,
         transfers=transfer_options,
@@ -115,6 +118,9 @@ rule refusals:
     cache: True
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(3000),
+        runtime=growing(30),
     params:
         tables=table_options,
         settings=job_settings(experiment, "refusals"),
@@ -148,6 +154,9 @@ rule perplexity:
     cache: True
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(3000),
+        runtime=growing(30),
     params:
         interventions=intervention_options,
         tables=table_options,

@@ -17,6 +17,9 @@ rule unlearn:
     cache: True
     resources:
         device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(3000),
+        runtime=growing(60),
     params:
         settings=lambda wildcards: job_settings(experiment, "unlearn", wildcards.method),
         source=lambda wildcards: job_source("unlearn", wildcards.method),
