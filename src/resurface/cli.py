@@ -6,11 +6,12 @@ can cause end as one message; everything goes to the job's log file too.
 
 import json
 import logging
+import reprlib
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -35,9 +36,25 @@ InterventionsOption = Annotated[
 DataOption = Annotated[Path, typer.Option(help="The domain's data folder.")]
 ResumeOption = Annotated[Path, typer.Option(help="Where interrupted state is kept.")]
 
+# What options hold that are given as JSON.
+Benchmarks = dict[str, list[str]]
+Templates = list[Literal["plain", "chat"]]
+Identity = dict[Literal["domain", "method", "seed", "attack"], str | int | None]
+
 INTERRUPTED = 128 + signal.SIGINT
 
 log = logging.getLogger("resurface")
+
+
+class Printable(logging.Formatter):
+    """A log without control characters: names and texts of a stranger's file can be in it, and terminals obey those."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with whatever is neither printable nor a line break escaped."""
+        return "".join(
+            letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1]
+            for letter in super().format(record)
+        )
 
 
 @app.callback()
@@ -57,7 +74,9 @@ def prepare(
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, mode="w"))
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    for handler in handlers:
+        handler.setFormatter(Printable("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers)
     log.setLevel(logging.INFO)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     log.info("resurface %s", " ".join(sys.argv[1:]))
@@ -70,11 +89,29 @@ def _read_settings(settings_class: type[Any], settings: str) -> Any:
     from resurface.config import explain_faults
 
     try:
-        return settings_class.model_validate(json.loads(settings))
+        return settings_class.model_validate(_read_option("--settings", settings, dict[str, Any]))
     except ValidationError as error:
         raise ResurfaceError("\n".join(["--settings:", *explain_faults(error, settings_class)])) from None
-    except ValueError as error:
-        raise ResurfaceError(f"--settings: found {settings!r}; expected a JSON object: {error}") from None
+
+
+def _read_option(name: str, text: str, kind: Any) -> Any:
+    """The value of an option that is given as JSON.
+
+    Args:
+        name: the option, for the message.
+        text: the JSON.
+        kind: the type that the value must have.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(text), strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ResurfaceError(f"{name}: {f'{place}: ' if place else ''}{fault['msg'].lower()}") from None
+    except (ValueError, RecursionError) as error:
+        raise ResurfaceError(f"{name}: found {reprlib.repr(text)}; expected a JSON object: {error}") from None
 
 
 def _find_entry(kind: str, name: str) -> Any:
@@ -85,6 +122,16 @@ def _find_entry(kind: str, name: str) -> Any:
     if name not in entries:
         raise ResurfaceError(f"found {name!r}; allowed are {', '.join(entries)}")
     return entries[name]
+
+
+@app.command()
+def check(config: Annotated[Path, typer.Argument(help="A configuration, perhaps a stranger's.")]) -> None:
+    """Check a configuration file without Snakemake, which may run code that stands in it."""
+    from resurface.config import validate_config
+    from resurface.config_file import read_config_file
+
+    validate_config(read_config_file(config), str(config))
+    typer.echo(f"{config}: a valid configuration")
 
 
 @app.command()
@@ -224,9 +271,9 @@ def score(
     scoring.score(
         model,
         [("", folder) for folder in interventions or []] + [(f"{name}-", Path(folder)) for name, folder in transfers],
-        json.loads(benchmarks),
+        _read_option("--benchmarks", benchmarks, Benchmarks),
         list(chosen.templates),
-        json.loads(identity),
+        _read_option("--identity", identity, Identity),
         output,
         chosen.batch_tokens,
         device,
@@ -249,7 +296,15 @@ def refusals(
     from resurface.settings.scoring import RefusalSettings
 
     chosen = _read_settings(RefusalSettings, settings)
-    count_refusals(model, json.loads(benchmarks), json.loads(templates), json.loads(identity), output, chosen, device)
+    count_refusals(
+        model,
+        _read_option("--benchmarks", benchmarks, Benchmarks),
+        _read_option("--templates", templates, Templates),
+        _read_option("--identity", identity, Identity),
+        output,
+        chosen,
+        device,
+    )
 
 
 @app.command()
@@ -273,9 +328,9 @@ def perplexity(
         model,
         original,
         [check_folder(folder) for folder in interventions or []],
-        json.loads(tasks),
-        json.loads(templates),
-        json.loads(identity),
+        _read_option("--tasks", tasks, list[str]),
+        _read_option("--templates", templates, Templates),
+        _read_option("--identity", identity, Identity),
         output,
         _read_settings(PerplexitySettings, settings),
         device,
@@ -303,11 +358,12 @@ def worst_case(
     output: OutputOption,
 ) -> None:
     """Find what an adversary who may choose among all attacks gets out of each model."""
-    from resurface.analysis.summary import SUMMARY_COLUMNS, read_scores
+    from resurface.analysis.summary import read_scores
+    from resurface.analysis.tables import SUMMARY_KINDS, read_results
     from resurface.analysis.worst_case import find_worst_case
-    from resurface.artifacts import read_table, write_table
+    from resurface.artifacts import write_table
 
-    write_table(find_worst_case(read_scores(scores), read_table(summary, SUMMARY_COLUMNS)), output)
+    write_table(find_worst_case(read_scores(scores), read_results(summary, SUMMARY_KINDS)), output)
 
 
 @app.command()
@@ -327,17 +383,20 @@ def report(
 
     from resurface.analysis.figures import write_figures
     from resurface.analysis.report import write_report
-    from resurface.analysis.summary import SUMMARY_COLUMNS
-    from resurface.analysis.worst_case import WORST_CASE_COLUMNS
-    from resurface.artifacts import read_table
-    from resurface.scoring.columns import PERPLEXITY_COLUMNS, REFUSAL_COLUMNS
+    from resurface.analysis.tables import (
+        PERPLEXITY_KINDS,
+        REFUSAL_KINDS,
+        SUMMARY_KINDS,
+        WORST_CASE_KINDS,
+        read_results,
+    )
 
-    table = read_table(summary, SUMMARY_COLUMNS)
-    worst = read_table(worst_case, WORST_CASE_COLUMNS, is_empty_allowed=True)
-    refused = pd.concat([read_table(path, REFUSAL_COLUMNS) for path in refusals]) if refusals else None
-    read = pd.concat([read_table(path, PERPLEXITY_COLUMNS) for path in perplexity]) if perplexity else None
+    table = read_results(summary, SUMMARY_KINDS)
+    worst = read_results(worst_case, WORST_CASE_KINDS, is_empty_allowed=True)
+    refused = pd.concat([read_results(path, REFUSAL_KINDS) for path in refusals]) if refusals else None
+    read = pd.concat([read_results(path, PERPLEXITY_KINDS) for path in perplexity]) if perplexity else None
     write_figures(table, figures)
-    write_report(table, worst, refused, read, json.loads(experiment), output)
+    write_report(table, worst, refused, read, _read_option("--experiment", experiment, dict[str, Any]), output)
 
 
 @app.command()
@@ -345,11 +404,10 @@ def show(summary: Annotated[Path, typer.Argument()] = Path("results/summary.parq
     """Print the main result table."""
     from rich.console import Console
 
-    from resurface.analysis.summary import SUMMARY_COLUMNS
+    from resurface.analysis.tables import SUMMARY_KINDS, read_results
     from resurface.analysis.terminal import terminal_table
-    from resurface.artifacts import read_table
 
-    Console().print(terminal_table(read_table(summary, SUMMARY_COLUMNS)))
+    Console().print(terminal_table(read_results(summary, SUMMARY_KINDS)))
 
 
 def main() -> None:
