@@ -7,7 +7,6 @@ seeded, so that a failure comes again.
 import copy
 import datetime
 import json
-import os
 import re
 import reprlib
 import subprocess
@@ -296,4 +295,4 @@ def test_snakemake_answers_with_a_message(tmp_path):
         assert not re.search(r"[\x00-\x08\x0e-\x1f]", run.stdout), name
         assert not (project / "executed").exists(), name
         assert not list((project / "results").glob("*")), name
-    assert os.listdir(tmp_path) == ["resurface"]
+    assert [path.name for path in tmp_path.iterdir()] == ["resurface"]

@@ -363,7 +363,12 @@ def worst_case(
     from resurface.analysis.worst_case import find_worst_case
     from resurface.artifacts import write_table
 
-    write_table(find_worst_case(read_scores(scores), read_results(summary, SUMMARY_KINDS)), output)
+    answers, table = read_scores(scores), read_results(summary, SUMMARY_KINDS)
+    try:
+        found = find_worst_case(answers, table)
+    except ResurfaceError as error:
+        raise ResurfaceError(f"{summary}: {error}") from None
+    write_table(found, output)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from resurface.artifacts import read_table
 from resurface.errors import ResurfaceError
 
 MOST_LETTERS = 200
+REFERENCES = ("original", "never_learned")  # the models that may have no seed
 
 
 def _is_name(column: pd.Series) -> bool:
@@ -152,20 +153,27 @@ def _show(column: pd.Series) -> str:
     return reprlib.repr(column.iloc[0]) if len(column) else "missing"
 
 
-def check_questions(tables: dict[Path, pd.DataFrame]) -> None:
-    """Check that all score tables hold answers to the same questions.
+def check_scores(tables: dict[Path, pd.DataFrame]) -> None:
+    """Check that score tables belong together: each variant of a model once, and all with answers to the same questions.
 
     Raises:
-        ResurfaceError: a variant of one has other questions than the first table has of that benchmark, or one of them twice.
+        ResurfaceError: a model's variant is in two tables or has no seed, or its questions are others than those of the first
+            table on that benchmark.
     """
     asked: dict[Any, tuple[Path, set[str]]] = {}
+    places: dict[Any, Path] = {}
+    advice = "delete whichever is not of this experiment and run the workflow again"
     for path, table in tables.items():
         for key, rows in table.groupby([*SETTING, "benchmark", "split"], dropna=False, sort=False):
-            topic = (key[0], *key[-2:])
-            first, questions = asked.setdefault(topic, (path, set(rows["question_id"])))
+            key = tuple(None if pd.isna(part) else part for part in key)
+            words = ", ".join(map(str, key))
+            if key[2] is None and key[1] not in REFERENCES:
+                raise ResurfaceError(f"{path}: {words}: found no seed; only {' and '.join(REFERENCES)} may have none")
+            if places.setdefault(key, path) != path:
+                raise ResurfaceError(f"{path}: {words}: these answers are in {places[key]} too; {advice}")
+            first, questions = asked.setdefault((key[0], *key[-2:]), (path, set(rows["question_id"])))
             if len(rows) != len(questions) or set(rows["question_id"]) != questions:
                 raise ResurfaceError(
-                    f"{path}: {', '.join(map(str, key))}: found answers to {rows['question_id'].nunique()} questions in "
-                    f"{len(rows)} rows, but in {first} there are {len(questions)} questions; delete whichever is not of this "
-                    "experiment and run the workflow again"
+                    f"{path}: {words}: found answers to {rows['question_id'].nunique()} questions in {len(rows)} rows, but in "
+                    f"{first} there are {len(questions)} questions; {advice}"
                 )
