@@ -276,6 +276,7 @@ def path_inside(folder: Path, name: str) -> Path:
     """
     try:
         place, home = (folder / name).resolve(), folder.resolve()
+        place.exists()  # asks the file system whether there can be such a name
     except (OSError, RuntimeError, ValueError) as error:
         raise ResurfaceError(f"{folder}: found the name {name!r}, which can be no file's: {error}") from error
     if home not in place.parents:

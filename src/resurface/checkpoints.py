@@ -141,7 +141,7 @@ def weight_files(path: Path) -> list[Path]:
         )
     places = read_json_object(index).get("weight_map")
     is_map = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
-    if not is_map or not places or any(Path(name).name != name for name in places.values()):
+    if not is_map or not places or any(name == "" or Path(name).name != name for name in places.values()):
         raise ResurfaceError(f"{index}: `weight_map` must name, for each tensor, a file in the same folder")
     shards = sorted(set(places.values()))
     missing = [name for name in shards if not (path / name).is_file()]

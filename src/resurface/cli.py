@@ -256,9 +256,9 @@ def score(
     device: DeviceOption = "auto",
 ) -> None:
     """Score a model under every variant of an attack."""
-    from resurface.scoring import score as scoring
     from resurface.settings.scoring import ScoringSettings
 
+    asked, who = _read_option("--benchmarks", benchmarks, Benchmarks), _read_option("--identity", identity, Identity)
     chosen = _read_settings(ScoringSettings, settings)
     transfers = [tuple(text.split("=", 1)) for text in transfer or []]
     wrong = [text for text in transfer or [] if "=" not in text]
@@ -268,12 +268,14 @@ def score(
         raise ResurfaceError(
             "found neither --interventions nor --transfer; a model is scored under one of them at least"
         )
+    from resurface.scoring import score as scoring
+
     scoring.score(
         model,
         [("", folder) for folder in interventions or []] + [(f"{name}-", Path(folder)) for name, folder in transfers],
-        _read_option("--benchmarks", benchmarks, Benchmarks),
+        asked,
         list(chosen.templates),
-        _read_option("--identity", identity, Identity),
+        who,
         output,
         chosen.batch_tokens,
         device,
@@ -292,19 +294,14 @@ def refusals(
     device: DeviceOption = "auto",
 ) -> None:
     """Count how often a model refuses when it generates."""
-    from resurface.scoring.refusals import count_refusals
     from resurface.settings.scoring import RefusalSettings
 
+    asked, who = _read_option("--benchmarks", benchmarks, Benchmarks), _read_option("--identity", identity, Identity)
+    forms = _read_option("--templates", templates, Templates)
     chosen = _read_settings(RefusalSettings, settings)
-    count_refusals(
-        model,
-        _read_option("--benchmarks", benchmarks, Benchmarks),
-        _read_option("--templates", templates, Templates),
-        _read_option("--identity", identity, Identity),
-        output,
-        chosen,
-        device,
-    )
+    from resurface.scoring.refusals import count_refusals
+
+    count_refusals(model, asked, forms, who, output, chosen, device)
 
 
 @app.command()
@@ -321,20 +318,15 @@ def perplexity(
 ) -> None:
     """Measure the perplexity of generated text with and without an attack on the prompt."""
     from resurface.artifacts import check_folder
-    from resurface.scoring.perplexity import measure_perplexity
     from resurface.settings.scoring import PerplexitySettings
 
-    measure_perplexity(
-        model,
-        original,
-        [check_folder(folder) for folder in interventions or []],
-        _read_option("--tasks", tasks, list[str]),
-        _read_option("--templates", templates, Templates),
-        _read_option("--identity", identity, Identity),
-        output,
-        _read_settings(PerplexitySettings, settings),
-        device,
-    )
+    asked, who = _read_option("--tasks", tasks, list[str]), _read_option("--identity", identity, Identity)
+    forms = _read_option("--templates", templates, Templates)
+    chosen = _read_settings(PerplexitySettings, settings)
+    folders = [check_folder(folder) for folder in interventions or []]
+    from resurface.scoring.perplexity import measure_perplexity
+
+    measure_perplexity(model, original, folders, asked, forms, who, output, chosen, device)
 
 
 @app.command()

@@ -164,8 +164,9 @@ def check_scores(tables: dict[Path, pd.DataFrame]) -> None:
     places: dict[Any, Path] = {}
     advice = "delete whichever is not of this experiment and run the workflow again"
     for path, table in tables.items():
-        for key, rows in table.groupby([*SETTING, "benchmark", "split"], dropna=False, sort=False):
-            key = tuple(None if pd.isna(part) else part for part in key)
+        for found, rows in table.groupby([*SETTING, "benchmark", "split"], dropna=False, sort=False):
+            parts: Any = found
+            key = tuple(None if pd.isna(part) else part for part in parts)
             words = ", ".join(map(str, key))
             if key[2] is None and key[1] not in REFERENCES:
                 raise ResurfaceError(f"{path}: {words}: found no seed; only {' and '.join(REFERENCES)} may have none")
