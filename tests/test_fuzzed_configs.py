@@ -295,4 +295,10 @@ def test_snakemake_answers_with_a_message(tmp_path):
         assert not re.search(r"[\x00-\x08\x0e-\x1f]", run.stdout), name
         assert not (project / "executed").exists(), name
         assert not list((project / "results").glob("*")), name
+    (project / "config.yaml").unlink()
+    (project / "other.yaml").write_bytes(FILES["keys twice"])
+    run = snakemake(project, "--dry-run", "--configfile", "other.yaml", check=False)
+    assert run.returncode == 1
+    assert "other.yaml: " in run.stdout
+    assert "stands there twice" in run.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["resurface"]
