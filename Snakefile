@@ -4,12 +4,21 @@ Every rule is one `resurface` command. The configuration is `config.yaml` unless
 never merged, because values of the testbed would survive into a real experiment.
 """
 
+from pathlib import Path
+
 from snakemake.utils import min_version
 
+from resurface.config_file import check_config_files
+from resurface.errors import ResurfaceError
 from resurface.orphans import name_scheduler
 from resurface.warm_start import start_server
 
 min_version("9.27")
+
+try:  # before Snakemake reads the file, because it would run what a template in it says
+    check_config_files(map(Path, workflow.overwrite_configfiles or ["config.yaml"]))
+except ResurfaceError as error:
+    raise WorkflowError(str(error)) from None
 
 if not workflow.overwrite_configfiles:
 

@@ -3,6 +3,9 @@
 A job works in a hidden temporary place beside its output, holding a lock on it, and renames at the end; whatever ends it
 earlier leaves no half-written output. A folder gets a small JSON of content hashes beside it (`X.hashes.json`), because
 Snakemake does not look inside folders: downstream jobs depend on that file and check the folder against it.
+
+What is read here may come from a stranger: every fault of a file ends as one error that names it, and nothing is allocated
+or followed on a file's word alone.
 """
 
 import errno
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 22
 LOCK_SECONDS = 300.0  # an orphan may still have to take a step and save a large model
+# A few bytes of parquet may stand for any number of rows. Ours have a million at most.
+MOST_ROWS = 50_000_000
 # What safetensors, tokenizers (28 is ENOSPC, 122 EDQUOT) and `torch.save` say of a full disk; none raises an OSError.
 FULL_DISK_WORDS = ("os error 28", "os error 122", "No space left", "unexpected pos", "PytorchStreamWriter failed")
 
@@ -152,14 +157,14 @@ def check_folder(folder: Path) -> Path:
     """Check a folder against the hashes beside it and return it; a folder without any is a user's own and passes.
 
     Raises:
-        ResurfaceError: the folder is missing, or a file in it is missing, new or changed.
+        ResurfaceError: the folder is missing, a file in it is missing, new or changed, or the hashes cannot be read.
     """
     if not folder.is_dir():
         raise ResurfaceError(f"{folder}: no such folder; run the workflow up to it first")
     recorded_path = hashes_path(folder)
     if not recorded_path.is_file():
         return folder
-    recorded: dict[str, str] = json.loads(recorded_path.read_text())
+    recorded = read_json_object(recorded_path)
     found = hash_folder(folder)
     for name in sorted(recorded.keys() | found.keys()):
         if recorded.get(name) != found.get(name):
@@ -171,13 +176,15 @@ def check_folder(folder: Path) -> Path:
 
 
 def write_table(table: "pd.DataFrame | pa.Table", output: Path) -> None:
-    """Write a table as parquet, whole or not at all."""
+    """Write a table as parquet, whole or not at all, with checksums that readers can hold its pages against."""
     import pyarrow as pa
     import pyarrow.parquet
 
     with publish(output) as temporary:
         pyarrow.parquet.write_table(
-            table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False), temporary
+            table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False),
+            temporary,
+            write_page_checksum=True,
         )
 
 
@@ -185,35 +192,112 @@ def read_table(path: Path, columns: list[str], is_empty_allowed: bool = False) -
     """Read a parquet table and check that it has rows and the columns that its readers need.
 
     Raises:
-        ResurfaceError: the file is missing, is no parquet, lacks a column, or has no rows although it must.
+        ResurfaceError: the file is missing, is no parquet, has a damaged page or more than `MOST_ROWS` rows, lacks a column, or
+            has no rows although it must.
     """
     import pandas as pd
-    import pyarrow
 
     if not path.is_file():
         raise ResurfaceError(f"{path}: no such file; expected a parquet table with the columns {', '.join(columns)}")
-    try:
-        table = pd.read_parquet(path)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ResurfaceError(f"{path}: this is no readable parquet file: {error}") from error
+    with naming_unreadable(path, "parquet"):
+        check_row_count(path)
+        table = pd.read_parquet(path, page_checksum_verification=True)
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ResurfaceError(
             f"{path}: the column {missing[0]!r} is missing; found {', '.join(map(str, table.columns)) or 'none'}; "
             f"needed are {', '.join(columns)}"
         )
+    if not table.columns.is_unique:
+        raise ResurfaceError(f"{path}: two columns have the same name; found {', '.join(map(str, table.columns))}")
     if table.empty and not is_empty_allowed:
         raise ResurfaceError(f"{path}: the table has no rows; delete it and run the workflow again")
     return table
 
 
+def check_row_count(path: Path) -> None:
+    """Check by a parquet file's footer that the table fits into memory.
+
+    Raises:
+        ResurfaceError: it has more than `MOST_ROWS` rows. What pyarrow says of a broken footer passes through.
+    """
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_metadata(path).num_rows
+    if not 0 <= rows <= MOST_ROWS:
+        raise ResurfaceError(f"{path}: found {rows:,} rows; a table of this workflow has at most {MOST_ROWS:,}")
+
+
+@contextmanager
+def naming_unreadable(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a reader raises inside the context into one error that names the file.
+
+    Readers of parquet, safetensors and JSON raise dozens of kinds of exceptions for damaged files, some of them (panics of
+    Rust) outside `Exception`.
+
+    Args:
+        path: the file, or the folder, that is read.
+        kind: what it should be, for the message.
+
+    Raises:
+        ResurfaceError: it cannot be read.
+    """
+    try:
+        yield
+    except ResurfaceError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        what = str(error) or type(error).__name__
+        raise ResurfaceError(f"{path}: this is no readable {kind} file: {what[:1000]}") from error
+
+
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file. A key that stands twice in an object is an error: two readers could take different ones.
 
     Raises:
         ResurfaceError: the file is missing or is no JSON.
     """
+
+    def refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+        return found
+
+    if not path.is_file():
+        raise ResurfaceError(f"{path}: no such file; expected JSON")
+    with naming_unreadable(path, "JSON"):
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_repeats)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        ResurfaceError: the file is missing, is no JSON, or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ResurfaceError(f"{path}: found a {type(found).__name__}; expected a JSON object")
+    return found
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """The file or folder `name` below a folder that names it itself.
+
+    Raises:
+        ResurfaceError: the name leads out of the folder: it is absolute, has `..` in it, or is a link to elsewhere.
+    """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ResurfaceError(f"{path}: this is no readable JSON file: {error}") from error
+        place, home = (folder / name).resolve(), folder.resolve()
+        place.exists()  # asks the file system whether there can be such a name
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ResurfaceError(f"{folder}: found the name {name!r}, which can be no file's: {error}") from error
+    if home not in place.parents:
+        raise ResurfaceError(
+            f"{folder}: found the name {name!r}, which leads out of this folder; allowed are names of what lies in it"
+        )
+    return folder / name

@@ -6,12 +6,13 @@ can cause end as one message; everything goes to the job's log file too.
 
 import json
 import logging
+import reprlib
 import signal
 import sys
 import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -52,9 +53,25 @@ FollowOption = Annotated[
 DataOption = Annotated[Path, typer.Option(help="The domain's data folder.")]
 ResumeOption = Annotated[Path, typer.Option(help="Where interrupted state is kept.")]
 
+# What options hold that are given as JSON.
+Benchmarks = dict[str, list[str]]
+Templates = list[Literal["plain", "chat"]]
+Identity = dict[Literal["domain", "method", "seed", "attack"], str | int | None]
+
 INTERRUPTED = 128 + signal.SIGINT
 
 log = logging.getLogger("resurface")
+
+
+class Printable(logging.Formatter):
+    """A log without control characters: names and texts of a stranger's file can be in it, and terminals obey those."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with whatever is neither printable nor a line break escaped."""
+        return "".join(
+            letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1]
+            for letter in super().format(record)
+        )
 
 
 @app.callback()
@@ -74,7 +91,9 @@ def prepare(
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, mode="w"))
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    for handler in handlers:
+        handler.setFormatter(Printable("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers)
     log.setLevel(logging.INFO)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     log.info("resurface %s", " ".join(sys.argv[1:]))
@@ -87,11 +106,29 @@ def _read_settings(settings_class: type[Any], settings: str) -> Any:
     from resurface.config import explain_faults
 
     try:
-        return settings_class.model_validate(json.loads(settings))
+        return settings_class.model_validate(_read_option("--settings", settings, dict[str, Any]))
     except ValidationError as error:
         raise ResurfaceError("\n".join(["--settings:", *explain_faults(error, settings_class)])) from None
-    except ValueError as error:
-        raise ResurfaceError(f"--settings: found {settings!r}; expected a JSON object: {error}") from None
+
+
+def _read_option(name: str, text: str, kind: Any) -> Any:
+    """The value of an option that is given as JSON.
+
+    Args:
+        name: the option, for the message.
+        text: the JSON.
+        kind: the type that the value must have.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(text), strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ResurfaceError(f"{name}: {f'{place}: ' if place else ''}{fault['msg'].lower()}") from None
+    except (ValueError, RecursionError) as error:
+        raise ResurfaceError(f"{name}: found {reprlib.repr(text)}; expected a JSON object: {error}") from None
 
 
 def _find_entry(kind: str, name: str) -> Any:
@@ -109,6 +146,16 @@ def _recording(*arguments: Any, **options: Any) -> AbstractContextManager[None]:
     from resurface.reproducibility.record import recording
 
     return recording(*arguments, **options)
+
+
+@app.command()
+def check(config: Annotated[Path, typer.Argument(help="A configuration, perhaps a stranger's.")]) -> None:
+    """Check a configuration file without Snakemake, which may run code that stands in it."""
+    from resurface.config import validate_config
+    from resurface.config_file import read_config_file
+
+    validate_config(read_config_file(config), str(config))
+    typer.echo(f"{config}: a valid configuration")
 
 
 @app.command()
@@ -244,9 +291,9 @@ def score(
     device: DeviceOption = "auto",
 ) -> None:
     """Score a model under every variant of an attack."""
-    from resurface.scoring import score as scoring
     from resurface.settings.scoring import ScoringSettings
 
+    asked, who = _read_option("--benchmarks", benchmarks, Benchmarks), _read_option("--identity", identity, Identity)
     chosen = _read_settings(ScoringSettings, settings)
     transfers = [tuple(text.split("=", 1)) for text in transfer or []]
     wrong = [text for text in transfer or [] if "=" not in text]
@@ -256,24 +303,15 @@ def score(
         raise ResurfaceError(
             "found neither --interventions nor --transfer; a model is scored under one of them at least"
         )
+    from resurface.scoring import score as scoring
+
     named = [("", folder) for folder in interventions or []] + [
         (f"{name}-", Path(folder)) for name, folder in transfers
     ]
     inputs = [model, *(folder for _, folder in named), *(tables or [])]
-    scored = json.loads(identity)
-    what = {**chosen.model_dump(), **scored, "benchmarks": json.loads(benchmarks)}
-    with _recording("score", output, inputs, what, seed=scored["seed"]):
-        scoring.score(
-            model,
-            named,
-            json.loads(benchmarks),
-            list(chosen.templates),
-            scored,
-            output,
-            chosen.batch_tokens,
-            device,
-            log.info,
-        )
+    what = {**chosen.model_dump(), **who, "benchmarks": asked}
+    with _recording("score", output, inputs, what, seed=who["seed"]):
+        scoring.score(model, named, asked, list(chosen.templates), who, output, chosen.batch_tokens, device, log.info)
 
 
 @app.command()
@@ -288,14 +326,16 @@ def refusals(
     device: DeviceOption = "auto",
 ) -> None:
     """Count how often a model refuses when it generates."""
-    from resurface.scoring.refusals import count_refusals
     from resurface.settings.scoring import RefusalSettings
 
+    asked, who = _read_option("--benchmarks", benchmarks, Benchmarks), _read_option("--identity", identity, Identity)
+    forms = _read_option("--templates", templates, Templates)
     chosen = _read_settings(RefusalSettings, settings)
-    tasks, forms, read = json.loads(benchmarks), json.loads(templates), json.loads(identity)
-    what = {**chosen.model_dump(), **read, "benchmarks": tasks, "templates": forms}
-    with _recording("refusals", output, [model, *(tables or [])], what, seed=read["seed"]):
-        count_refusals(model, tasks, forms, read, output, chosen, device)
+    from resurface.scoring.refusals import count_refusals
+
+    what = {**chosen.model_dump(), **who, "benchmarks": asked, "templates": forms}
+    with _recording("refusals", output, [model, *(tables or [])], what, seed=who["seed"]):
+        count_refusals(model, asked, forms, who, output, chosen, device)
 
 
 @app.command()
@@ -313,16 +353,17 @@ def perplexity(
 ) -> None:
     """Measure the perplexity of generated text with and without an attack on the prompt."""
     from resurface.artifacts import check_folder
-    from resurface.scoring.perplexity import measure_perplexity
     from resurface.settings.scoring import PerplexitySettings
 
+    asked, who = _read_option("--tasks", tasks, list[str]), _read_option("--identity", identity, Identity)
+    forms = _read_option("--templates", templates, Templates)
     chosen = _read_settings(PerplexitySettings, settings)
-    names, forms, read = json.loads(tasks), json.loads(templates), json.loads(identity)
-    folders = interventions or []
-    what = {**chosen.model_dump(), **read, "tasks": names, "templates": forms}
-    with _recording("perplexity", output, [model, original, *folders, *(tables or [])], what, seed=read["seed"]):
-        checked = [check_folder(folder) for folder in folders]
-        measure_perplexity(model, original, checked, names, forms, read, output, chosen, device)
+    folders = [check_folder(folder) for folder in interventions or []]
+    from resurface.scoring.perplexity import measure_perplexity
+
+    what = {**chosen.model_dump(), **who, "tasks": asked, "templates": forms}
+    with _recording("perplexity", output, [model, original, *folders, *(tables or [])], what, seed=who["seed"]):
+        measure_perplexity(model, original, folders, asked, forms, who, output, chosen, device)
 
 
 @app.command()
@@ -348,12 +389,18 @@ def worst_case(
     output: OutputOption,
 ) -> None:
     """Find what an adversary who may choose among all attacks gets out of each model."""
-    from resurface.analysis.summary import SUMMARY_COLUMNS, read_scores
+    from resurface.analysis.summary import read_scores
+    from resurface.analysis.tables import SUMMARY_KINDS, read_results
     from resurface.analysis.worst_case import find_worst_case
-    from resurface.artifacts import read_table, write_table
+    from resurface.artifacts import write_table
 
     with _recording("worst_case", output, [*scores, summary]):
-        write_table(find_worst_case(read_scores(scores), read_table(summary, SUMMARY_COLUMNS)), output)
+        answers, table = read_scores(scores), read_results(summary, SUMMARY_KINDS)
+        try:
+            found = find_worst_case(answers, table)
+        except ResurfaceError as error:
+            raise ResurfaceError(f"{summary}: {error}") from None
+        write_table(found, output)
 
 
 @app.command()
@@ -373,19 +420,22 @@ def report(
 
     from resurface.analysis.figures import FIGURES, write_figures
     from resurface.analysis.report import write_report
-    from resurface.analysis.summary import SUMMARY_COLUMNS
-    from resurface.analysis.worst_case import WORST_CASE_COLUMNS
-    from resurface.artifacts import read_table
-    from resurface.scoring.columns import PERPLEXITY_COLUMNS, REFUSAL_COLUMNS
+    from resurface.analysis.tables import (
+        PERPLEXITY_KINDS,
+        REFUSAL_KINDS,
+        SUMMARY_KINDS,
+        WORST_CASE_KINDS,
+        read_results,
+    )
 
-    described = json.loads(experiment)
+    described = _read_option("--experiment", experiment, dict[str, Any])
     inputs = [summary, worst_case, *(refusals or []), *(perplexity or [])]
     drawn = [figures / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
     with _recording("report", output, inputs, {"experiment": described}, outputs=[output, *drawn]):
-        table = read_table(summary, SUMMARY_COLUMNS)
-        worst = read_table(worst_case, WORST_CASE_COLUMNS, is_empty_allowed=True)
-        refused = pd.concat([read_table(path, REFUSAL_COLUMNS) for path in refusals]) if refusals else None
-        read = pd.concat([read_table(path, PERPLEXITY_COLUMNS) for path in perplexity]) if perplexity else None
+        table = read_results(summary, SUMMARY_KINDS)
+        worst = read_results(worst_case, WORST_CASE_KINDS, is_empty_allowed=True)
+        refused = pd.concat([read_results(path, REFUSAL_KINDS) for path in refusals]) if refusals else None
+        read = pd.concat([read_results(path, PERPLEXITY_KINDS) for path in perplexity]) if perplexity else None
         write_figures(table, figures)
         write_report(table, worst, refused, read, described, output)
 
@@ -408,11 +458,10 @@ def show(summary: Annotated[Path, typer.Argument()] = Path("results/summary.parq
     """Print the main result table."""
     from rich.console import Console
 
-    from resurface.analysis.summary import SUMMARY_COLUMNS
+    from resurface.analysis.tables import SUMMARY_KINDS, read_results
     from resurface.analysis.terminal import terminal_table
-    from resurface.artifacts import read_table
 
-    Console().print(terminal_table(read_table(summary, SUMMARY_COLUMNS)))
+    Console().print(terminal_table(read_results(summary, SUMMARY_KINDS)))
 
 
 @audits.command("verify")
@@ -427,10 +476,12 @@ def audit_verify(
     """Verify a results folder: whole, unchanged, and each file made from those that its record names."""
     from rich.console import Console
 
-    from resurface.config import read_config
+    from resurface.config import validate_config
+    from resurface.config_file import read_config_file
     from resurface.reproducibility.verify import tabulate_findings, verify
 
-    found, findings = verify(results, read_config(configfile) if configfile else None, follow_links)
+    experiment = validate_config(read_config_file(configfile), str(configfile)) if configfile else None
+    found, findings = verify(results, experiment, follow_links)
     if digest is not None and digest != found.digest:
         raise ResurfaceError(f"{results}/manifest.json: its digest is {found.digest}; expected {digest}")
     console = Console(highlight=False)

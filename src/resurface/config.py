@@ -2,10 +2,14 @@
 
 The workflow validates its configuration here before it schedules a job. Errors name the key, what was found, and what is
 allowed. `python -m resurface.config` prints the JSON schema that editors use (`workflow/schemas/config.schema.json`).
+
+A configuration may be a stranger's: whatever it holds, the answer is an experiment or an error that fits a screen.
 """
 
 import json
 import re
+import reprlib
+import shlex
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -17,7 +21,7 @@ from resurface.artifacts import read_json
 from resurface.checkpoints import BUNDLED
 from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
-from resurface.settings.base import DistinctList, Settings
+from resurface.settings.base import DistinctList, Seed, Settings
 from resurface.settings.data import TestbedSettings
 from resurface.settings.scoring import PerplexitySettings, RefusalSettings, ScoringSettings
 from resurface.settings.summary import SummarySettings
@@ -27,6 +31,10 @@ from resurface.testbed.world import FORGET_DOMAINS
 MODELS = ("original", "never_learned")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=60)]
 LOCAL_TASKS = Path(__file__).parent / "testbed" / "tasks"
+TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
+MOST_FAULTS = 20  # lines of an error message
+MOST_LETTERS = 100  # of a key in it
+MOST_BYTES = 100_000  # of a configuration on a command line; Linux ends an argument at 131,072
 
 
 @cache
@@ -40,24 +48,36 @@ def check_task(name: str) -> str:
     """The name of a harness task, or a `ValueError` if it looks like one of the testbed's and is none.
 
     Other names are left to the harness: to import it and index its thousands of tasks would take 7 seconds at every call of
-    Snakemake.
+    Snakemake. Paths are not: the harness would take a YAML file for a task, and run the code that it names.
     """
+    if not TASK_NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
+        raise ValueError(f"found {reprlib.repr(name)}; allowed are names of the harness's tasks, no paths")
     if name.startswith("testbed_") and name not in local_tasks():
         raise ValueError(f"found {name!r}; the testbed has {', '.join(local_tasks())}")
     return name
 
 
+def check_source(source: str) -> str:
+    """The source of a reference model, or a `ValueError` if it can be no path."""
+    if not source or not source.isprintable() or len(source) > 1000:
+        raise ValueError(
+            f"found {reprlib.repr(source)}; allowed are `testbed`, `pretrain` and paths of printable characters"
+        )
+    return source
+
+
 Task = Annotated[str, AfterValidator(check_task)]
+Source = Annotated[str, AfterValidator(check_source)]
 
 
 class Models(Settings):
     """Where the two reference models come from."""
 
-    original: str = Field(
+    original: Source = Field(
         "testbed",
         description="`testbed` (bundled), `pretrain` (trained from scratch) or the path of a checkpoint folder",
     )
-    never_learned: str | None = Field(
+    never_learned: Source | None = Field(
         "testbed", description="the control, likewise; null: there is none, and the report says so"
     )
 
@@ -80,10 +100,10 @@ class Experiment(Settings):
     domains: DistinctList[Literal[tuple(FORGET_DOMAINS)]] = Field(  # type: ignore[valid-type]
         description="forget domains, each unlearned, attacked and reported on its own"
     )
-    seeds: DistinctList[Annotated[int, Field(ge=0)]] = Field(
-        [0], description="seeds of unlearning and attack; each is run once"
+    seeds: DistinctList[Seed] = Field([0], description="seeds of unlearning and attack; each is run once")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", description="auto, cpu, cuda or cuda:<number>"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:<number>")
     models: Models = Models()
     benchmarks: dict[Name, DistinctList[Task]] = Field(
         {"general": ["testbed_general"]},
@@ -168,7 +188,7 @@ class Experiment(Settings):
         return list(getattr(self.settings_of("attacks", attack), setting)) if setting else ["all"]
 
 
-def validate_config(config: dict[str, Any], source: str) -> Experiment:
+def validate_config(config: Any, source: str) -> Experiment:
     """Validate a configuration.
 
     Args:
@@ -179,31 +199,24 @@ def validate_config(config: dict[str, Any], source: str) -> Experiment:
         ResurfaceError: with one line per fault: key, what was found, what is allowed.
     """
     try:
-        return Experiment.model_validate(_fill_empty_sections(config))
+        experiment = Experiment.model_validate(_fill_empty_sections(config))
     except ValidationError as error:
+        count = error.error_count()
         lines = explain_faults(error, Experiment)
-        raise ResurfaceError("\n".join([f"{source}: {len(lines)} fault(s) in the configuration", *lines])) from None
+        raise ResurfaceError("\n".join([f"{source}: {count} fault(s) in the configuration", *lines])) from None
+    size = len(shlex.quote(dump_settings(experiment)))
+    if size > MOST_BYTES:
+        raise ResurfaceError(
+            f"{source}: the configuration takes {size:,} bytes on a command line, which jobs get it by; at most {MOST_BYTES:,} "
+            "are possible: shorten its texts and lists"
+        )
+    return experiment
 
 
-def read_config(path: Path) -> Experiment:
-    """Read and validate a configuration file.
-
-    Raises:
-        ResurfaceError: it is missing or no YAML mapping, or a key in it is wrong.
-    """
-    import yaml
-
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ResurfaceError(f"{path}: this is no readable YAML file: {error}") from error
-    if not isinstance(config, dict):
-        raise ResurfaceError(f"{path}: found {type(config).__name__}; a configuration is a mapping")
-    return validate_config(config, str(path))
-
-
-def _fill_empty_sections(config: dict[str, Any]) -> dict[str, Any]:
+def _fill_empty_sections(config: Any) -> Any:
     """`npo:` without anything below it means the method with its defaults, although YAML reads it as null."""
+    if not isinstance(config, dict):
+        return config
     filled = dict(config)
     for kind in ("methods", "attacks"):
         section = filled.get(kind)
@@ -213,25 +226,39 @@ def _fill_empty_sections(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain_faults(error: ValidationError, settings: type[Settings]) -> list[str]:
-    """One line per fault for the reader: key, what was found, what is allowed."""
-    return [_explain(dict(fault), settings) for fault in error.errors()]
+    """One line per fault for the reader: key, what was found, what is allowed; the first of them, if there are many."""
+    faults = error.errors(include_url=False)
+    more = [f"  … and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+    return [_explain(dict(fault), settings) for fault in faults[:MOST_FAULTS]] + more
 
 
 def _explain(fault: dict[str, Any], settings: type[Settings]) -> str:
     """One fault as a line."""
     keys = [str(key) for key in fault["loc"] if key != "[key]"]
     key = ".".join(keys)
-    found = fault.get("input")
+    if len(key) > MOST_LETTERS or not key.isprintable():
+        key = ascii(key[:MOST_LETTERS]) + ("…" if len(key) > MOST_LETTERS else "")
     if fault["type"] == "extra_forbidden":
         return f"  {key}: unknown key; allowed here: {', '.join(_allowed_keys(keys[:-1], settings))}"
     if fault["type"] == "value_error":
         return f"  {key}{': ' if key else ''}{fault['ctx']['error']}"
     if fault["type"] == "missing":
         return f"  {key}: missing; this key is required"
+    found = fault.get("input")
+    if fault["type"] == "model_type":
+        return f"  {key}{': ' if key else ''}found {_show(found)}; expected keys with values"
     hint = ""
     if isinstance(found, str) and fault["type"] in ("float_type", "int_type", "float_parsing"):
         hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
-    return f"  {key}: found {found!r}; {fault['msg'].lower()}{hint}"
+    return f"  {key}{': ' if key else ''}found {_show(found)}; {fault['msg'].lower()}{hint}"
+
+
+def _show(found: Any) -> str:
+    """A value as it stands in a message: cut, however large or deep it is."""
+    try:
+        return reprlib.repr(found)
+    except ValueError:
+        return "a number of thousands of digits"  # Python refuses to write these
 
 
 def _allowed_keys(keys: list[str], settings: type[Settings]) -> list[str]:

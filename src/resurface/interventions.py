@@ -2,7 +2,8 @@
 
 An attack's folder holds `variants.json`, a list of variants in a fixed order, and the small tensors they refer to. A
 variant changes up to three things, each optional: the loaded *model*, the *prompt* (before templating), and where the
-answer is *read*. The scorer knows these three and never which attack wrote them.
+answer is *read*. The scorer knows these three and never which attack wrote them. Names of files are relative to the folder
+and cannot lead out of it.
 
     {"variant": "forget-n20", "model": {"kind": "adapter", "folder": "forget-n20"}}
     {"variant": "original-block2", "model": {"kind": "directions", "file": "original.safetensors", "blocks": [2]}}
@@ -10,45 +11,50 @@ answer is *read*. The scorer knows these three and never which attack wrote them
 """
 
 import json
+import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from resurface.artifacts import read_json
 from resurface.errors import ResurfaceError
 
 if TYPE_CHECKING:
     import numpy as np
 
 Stream = Literal["attention", "middle", "mlp", "block"]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=120)]
+Block = Annotated[int, Field(ge=0)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Adapter(_Part):
     """A LoRA adapter in peft's layout, in `folder` below the attack's folder."""
 
     kind: Literal["adapter"] = "adapter"
-    folder: str
+    folder: FileName
 
 
 class Directions(_Part):
     """Directions `[blocks, hidden]` (tensor `directions` of `file`); each of `blocks` has its own row removed."""
 
     kind: Literal["directions"] = "directions"
-    file: str
-    blocks: list[int]
+    file: FileName
+    blocks: list[Block]
 
 
 class Pruning(_Part):
     """Weights set to zero: those rows of `file` (`attacks.pruning.write_masks`) with forget ≤ q and utility > p [percent]."""
 
     kind: Literal["pruning"] = "pruning"
-    file: str
-    p: float
-    q: float
+    file: FileName
+    p: Percent
+    q: Percent
 
     def removes(self, forget_percent: "np.ndarray", utility_percent: "np.ndarray") -> "np.ndarray":
         """Of each weight `[weights]`, whether the pair removes it. The percents are float32, as `file` keeps them."""
@@ -68,7 +74,7 @@ class Rewrite(_Part):
     """Prompts looked up in a table: rows of `file` whose `variant` is `name`, from `prompt` to `rewritten`; others stay."""
 
     kind: Literal["rewrite"] = "rewrite"
-    file: str
+    file: FileName
     name: str
 
 
@@ -79,7 +85,7 @@ class Read(_Part):
     """
 
     stream: Stream
-    block: int
+    block: Block
 
 
 class Variant(_Part):
@@ -103,10 +109,21 @@ def read_variants(folder: Path) -> list[Variant]:
     """Read `variants.json`.
 
     Raises:
-        ResurfaceError: it is missing or does not hold variants.
+        ResurfaceError: it is missing, does not hold variants, holds none, or names two alike.
     """
     path = folder / "variants.json"
+    content = read_json(path)
     try:
-        return [Variant.model_validate(row) for row in json.loads(path.read_text())]
-    except (OSError, ValueError, ValidationError) as error:
-        raise ResurfaceError(f"{path}: no readable list of variants: {error}") from error
+        variants = TypeAdapter(Annotated[list[Variant], Field(min_length=1)]).validate_python(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ResurfaceError(
+            f"{path}: this is no list of variants: {f'at {place}: ' if place else ''}found {reprlib.repr(fault['input'])}; "
+            f"{fault['msg'].lower()}"
+        ) from error
+    names = [variant.variant for variant in variants]
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ResurfaceError(f"{path}: two variants are named {repeated!r}; each name may stand there once")
+    return variants

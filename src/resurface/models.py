@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from resurface.artifacts import naming_unreadable, read_json_object
 from resurface.checkpoints import check_checkpoint
 from resurface.errors import ResurfaceError
 
@@ -49,24 +50,38 @@ def set_seed(seed: int) -> None:
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; without a padding token it pads with EOS.
+    """Load a tokenizer; without a padding token it pads with EOS. No code that comes with it is run.
 
     Raises:
-        ResurfaceError: there is no tokenizer in the folder, or it cannot be read.
+        ResurfaceError: there is no tokenizer in the folder, it cannot be read, it has no EOS token, or it has tokens that the
+            model beside it does not know.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    if not path.is_dir():
+        raise ResurfaceError(f"{path}: no such checkpoint folder; expected a tokenizer in it")
+    with naming_unreadable(path, "tokenizer (tokenizer.json, tokenizer_config.json)"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+        added = tokenizer.added_tokens_decoder
+        known = [token for token in tokenizer.get_vocab().values() if token not in added]
+        last = max([*known, *(token for token in special if token is not None)], default=-1)
+    if tokenizer.eos_token_id is None:
         raise ResurfaceError(
-            f"{path}: no readable tokenizer (tokenizer.json, tokenizer_config.json): {error}"
-        ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+            f"{path}: this tokenizer has no EOS token; name one as `eos_token` in tokenizer_config.json"
+        )
+    if (path / "config.json").is_file():
+        size = read_json_object(path / "config.json").get("vocab_size")
+        if type(size) is int and last >= size:
+            raise ResurfaceError(
+                f"{path}: the tokenizer has a token {last}, but config.json has vocab_size {size}; the tokenizer is another "
+                "model's or damaged"
+            )
     return tokenizer
 
 
 def load_model(path: Path, device: torch.device, dtype: str = "auto") -> PreTrainedModel:
-    """Load a decoder for inference.
+    """Load a decoder for inference. No code that comes with it is run, and no other model that it names is loaded.
 
     Args:
         path: a checkpoint folder in Hugging Face's layout, weights in safetensors.
@@ -81,7 +96,12 @@ def load_model(path: Path, device: torch.device, dtype: str = "auto") -> PreTrai
     check_checkpoint(path)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+            path,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except Exception as error:  # safetensors, transformers and json each raise their own kinds for a broken file
         raise ResurfaceError(

@@ -42,7 +42,7 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_p
     A template that refuses a system turn (Gemma's does) gets the same conversation without it.
 
     Raises:
-        ResurfaceError: the tokenizer has no chat template.
+        ResurfaceError: the tokenizer has no chat template, or one that cannot render this.
     """
     import jinja2
 
@@ -54,7 +54,13 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_p
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except jinja2.exceptions.TemplateError:
         messages = [message for message in messages if message["role"] != "system"]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        except jinja2.exceptions.TemplateError as error:
+            raise ResurfaceError(
+                f"{tokenizer.name_or_path}: the chat template of this tokenizer renders no question: {error}. Correct it "
+                "(chat_template.jinja or tokenizer_config.json), or set `templates: [plain]`"
+            ) from error
     return str(text).removeprefix(tokenizer.bos_token or "")
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
-from resurface.artifacts import read_table
+from resurface.analysis.tables import SCORE_KINDS, check_scores, read_results
 from resurface.settings.summary import SummarySettings
 
 SETTING = ["domain", "method", "seed", "attack", "variant", "template", "benchmark", "split"]
@@ -73,12 +73,17 @@ class Answers:
 
 
 def read_scores(paths: list[Path]) -> pd.DataFrame:
-    """Read score tables into one, without log-probabilities but with the number of choices."""
-    tables = []
+    """Read score tables into one, without log-probabilities but with the number of choices.
+
+    Raises:
+        ResurfaceError: a table is missing or broken, or does not belong to the others.
+    """
+    tables = {}
     for path in paths:
-        table = read_table(path, SCORE_COLUMNS)
-        tables.append(table[SCORE_COLUMNS[:-1]].assign(choices=table["logprobs"].str.len()))
-    return pd.concat(tables, ignore_index=True)
+        table = read_results(path, SCORE_KINDS)
+        tables[path] = table[SCORE_COLUMNS[:-1]].assign(choices=table["logprobs"].str.len())
+    check_scores(tables)
+    return pd.concat(tables.values(), ignore_index=True)
 
 
 def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:

@@ -15,6 +15,8 @@ model err alike. The control goes through the same count, and what it has beyond
 
 import pandas as pd
 
+from resurface.errors import ResurfaceError
+
 CHOICE = ["domain", "method", "seed", "attack", "variant", "template"]
 WORST_CASE_COLUMNS = [
     *("domain", "method", "seed"),
@@ -32,16 +34,25 @@ def find_worst_case(scores: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame
 
     Returns:
         the columns of `WORST_CASE_COLUMNS`; empty if there was no attack.
+
+    Raises:
+        ResurfaceError: the summary is of other scores.
     """
     own = summary[(summary["benchmark"] == summary["domain"]) & summary["selected"] & (summary["attack"] != "none")]
     asked = scores[(scores["benchmark"] == scores["domain"]) & (scores["split"] == "test")].astype({"seed": "Int64"})
     rows = []
     for key, choices in own.groupby(["domain", "method", "seed"], dropna=False, sort=False):
         validation = choices[choices["split"] == "validation"]
+        answers = asked.merge(choices.loc[choices["split"] == "test", CHOICE], on=CHOICE)
+        if set(validation["attack"]) != set(choices["attack"]) or set(answers["attack"]) != set(choices["attack"]):
+            raise ResurfaceError(
+                f"{', '.join(map(str, key))}: the summary selects variants of {', '.join(sorted(set(choices['attack'])))}, which "
+                "it has no validation questions of or the score tables no answers; it is of other scores: delete it and run the "
+                "workflow again"
+            )
         best = validation.sort_values("accuracy", ascending=False, kind="stable").iloc[0]
         chosen = choices[choices["split"] == "test"]
         result = chosen[chosen["attack"] == best["attack"]].iloc[0]
-        answers = asked.merge(chosen[CHOICE], on=CHOICE)
         by_fact = answers.groupby(["attack", "cluster"])["correct"].all().unstack("attack")
         wordings = answers.groupby(["attack", "cluster"]).size().groupby("cluster").first()
         attacks = by_fact.shape[1]

@@ -363,7 +363,10 @@ def first_prefixes(target: Target, chats: Chats, settings: EnhancedGCGSettings, 
     """
     if target.start_folder is not None:
         prompt = read_variants(target.start_folder)[-1].prompt
-        assert isinstance(prompt, Prepend), "a search leaves prefixes"
+        if not isinstance(prompt, Prepend):
+            raise ResurfaceError(
+                f"{target.start_folder}: found no prefix in its last variant; --start takes a search's folder"
+            )
         text, source = prompt.text, str(target.start_folder)
     elif settings.start_prefix is not None:
         text, source = settings.start_prefix, "enhanced_gcg.start_prefix"

@@ -5,20 +5,25 @@ after attention, MLP output and block output. The answer is the letter with the 
 the scorer reads all places from one pass.
 """
 
-from resurface.artifacts import publish_folder, read_json
+from resurface.artifacts import publish_folder, read_json_object
 from resurface.attacks.target import Target
 from resurface.errors import ResurfaceError
 from resurface.interventions import Prepend, Read, Variant, write_variants
 from resurface.settings.logit_lens import LogitLensSettings
+
+MOST_BLOCKS = 10_000
 
 
 def attack(target: Target, settings: LogitLensSettings, part: str) -> None:
     """Leave one variant per stream and block.
 
     Raises:
-        ResurfaceError: a block that the model does not have.
+        ResurfaceError: a block that the model does not have, or a broken `config.json`.
     """
-    count = read_json(target.model_folder / "config.json")["num_hidden_layers"]
+    path = target.model_folder / "config.json"
+    count = read_json_object(path).get("num_hidden_layers")
+    if type(count) is not int or not 1 <= count <= MOST_BLOCKS:
+        raise ResurfaceError(f"{path}: found num_hidden_layers {count!r}; expected the number of the model's blocks")
     blocks = list(range(count)) if settings.blocks is None else settings.blocks
     for block in blocks:
         if not 0 <= block < count:

@@ -261,7 +261,7 @@ def attack(target: Target, settings: PerturbationSettings, part: str) -> None:
     columns = ["variant", "prompt", "rewritten", "rounds", "exceeds"]
     with publish_folder(target.output) as folder:
         rows.reindex(columns=columns).astype({"rounds": "Int64", "exceeds": "boolean"}).to_parquet(
-            folder / "prompts.parquet", index=False
+            folder / "prompts.parquet", index=False, write_page_checksum=True
         )
         write_variants(
             folder,

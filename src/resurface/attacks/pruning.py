@@ -141,6 +141,7 @@ def write_masks(path: Path, forget: Scores, utility: Scores, settings: PruningSe
         compression="zstd",
         use_dictionary=["layer", "forget_percent", "utility_percent"],
         column_encoding={"index": "DELTA_BINARY_PACKED"},
+        write_page_checksum=True,
     ) as writer:
         for layer in forget:
             forget_percent = first_percent(forget[layer], settings.q)

@@ -25,10 +25,10 @@ def resume_folder(root: Path, module: str, *parts: str | Path) -> Path:
     for part in parts:
         if isinstance(part, Path):
             recorded = hashes_path(part)
-            text = recorded.read_text() if recorded.is_file() else str(hash_folder(part))
+            content = recorded.read_bytes() if recorded.is_file() else str(hash_folder(part)).encode()
         else:
-            text = part
-        digest.update(hashlib.sha256(text.encode()).digest())
+            content = part.encode()
+        digest.update(hashlib.sha256(content).digest())
     return root / digest.hexdigest()[:16]
 
 

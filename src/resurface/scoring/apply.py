@@ -1,6 +1,9 @@
-"""Puts interventions into effect for the length of a context; afterwards the model is as it was, to the bit."""
+"""Puts interventions into effect for the length of a context; afterwards the model is as it was, to the bit.
 
-import json
+An intervention may be a stranger's, so all that it says is held against the model first: an index beyond a weight would end
+the process, a negative one would change another place, and a part that fits nothing would leave an attack half applied.
+"""
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +15,23 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from resurface.artifacts import MOST_ROWS, naming_unreadable, path_inside, read_json_object, read_table
+from resurface.checkpoints import check_weights
 from resurface.errors import ResurfaceError
 from resurface.interventions import Adapter, Directions, Prepend, Pruning, Read, Rewrite
-from resurface.models import block_output, decoder_blocks
+from resurface.models import block_output, check_blocks, decoder_blocks
+
+# What of peft's settings would make an adapter something else than W + scale · B A.
+UNUSUAL = (
+    "use_dora",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "alora_invocation_tokens",
+)
+MASK_COLUMNS = {"layer": "string", "index": "int32", "forget_percent": "float", "utility_percent": "float"}
 
 
 @contextmanager
@@ -30,13 +47,16 @@ def change_model(
 
     Yields:
         the changed model.
+
+    Raises:
+        ResurfaceError: a file that the part names is missing, damaged, elsewhere, or does not fit the model.
     """
     if part is None:
         yield model
         return
     match part:
         case Adapter():
-            change = _add_adapter(model, folder / part.folder)
+            change = _add_adapter(model, path_inside(folder, part.folder))
         case Directions():
             change = _remove_directions(model, part, folder)
         case Pruning():
@@ -53,15 +73,20 @@ def _add_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
     a weight of lower precision most of a small update would be rounded away: there the layer's output gets
     scale · B (A x) added, computed in float32 as peft does.
     """
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    unusual = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if settings.get(key)]
+    settings = read_json_object(path_inside(folder, "adapter_config.json"))
+    unusual = [key for key in UNUSUAL if settings.get(key)]
     if settings.get("peft_type") != "LORA" or unusual or settings.get("bias", "none") != "none":
         raise ResurfaceError(
             f"{folder}: only plain LoRA adapters can be applied; found {unusual or settings.get('peft_type')}"
         )
-    scale = settings["lora_alpha"] / settings["r"]
-    tensors = load_file(folder / "adapter_model.safetensors")
-    saved: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    rank, alpha = (settings.get(key) for key in ("r", "lora_alpha"))
+    if not (type(rank) is int and rank > 0 and isinstance(alpha, int | float) and abs(alpha) < 1e9):
+        raise ResurfaceError(
+            f"{folder}/adapter_config.json: found r {rank!r} and lora_alpha {alpha!r}; expected numbers, r a positive one"
+        )
+    scale = alpha / rank
+    updates = _read_updates(model, path_inside(folder, "adapter_model.safetensors"), rank)
+    saved: list[tuple[torch.Tensor, torch.Tensor]] = []
     handles = []
 
     def add_to_output(layer: torch.nn.Module, lora_a: torch.Tensor, lora_b: torch.Tensor) -> Any:
@@ -72,13 +97,9 @@ def _add_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
         return layer.register_forward_hook(hook)
 
     try:
-        for name, lora_a in tensors.items():
-            if not name.endswith(".lora_A.weight"):
-                continue
-            layer = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+        for layer, lora_a, lora_b in updates:
             weight = layer.weight
-            lora_a = lora_a.to(weight.device, torch.float32)
-            lora_b = tensors[name.replace(".lora_A.", ".lora_B.")].to(weight.device, torch.float32)
+            lora_a, lora_b = (factor.to(weight.device, torch.float32) for factor in (lora_a, lora_b))
             if weight.dtype == torch.float32:
                 saved.append((weight, weight.detach().clone()))
                 with torch.no_grad():
@@ -94,11 +115,61 @@ def _add_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
                 weight.copy_(before)
 
 
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a small safetensors file."""
+    check_weights(path)
+    with naming_unreadable(path, "safetensors"):
+        return load_file(path)
+
+
+def _linear_layer(model: PreTrainedModel, name: str, path: Path) -> torch.nn.Linear:
+    """The linear layer that a file of an attack names."""
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, torch.nn.Linear):
+        raise ResurfaceError(f"{path}: found the layer {name!r}; this model has no linear layer of that name")
+    return layer
+
+
+def _read_updates(
+    model: PreTrainedModel, path: Path, rank: int
+) -> list[tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]]:
+    """The layers that an adapter changes, with A `[rank, in]` and B `[out, rank]` of each.
+
+    Raises:
+        ResurfaceError: a tensor is missing, is no part of a LoRA update, or has another shape.
+    """
+    tensors = _read_tensors(path)
+    names = {name.replace(".lora_B.", ".lora_A.") for name in tensors}
+    updates = []
+    for name in sorted(names):
+        if not name.endswith(".lora_A.weight"):
+            raise ResurfaceError(f"{path}: found the tensor {name!r}; only plain LoRA adapters can be applied")
+        layer = _linear_layer(model, name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"), path)
+        lora_a, lora_b = (tensors.get(own) for own in (name, name.replace(".lora_A.", ".lora_B.")))
+        needed = [[rank, layer.in_features], [layer.out_features, rank]]
+        if lora_a is None or lora_b is None or [list(lora_a.shape), list(lora_b.shape)] != needed:
+            found = " and ".join("none" if factor is None else str(list(factor.shape)) for factor in (lora_a, lora_b))
+            raise ResurfaceError(
+                f"{path}: found for {name!r} and its B {found}; needed are {needed[0]} and {needed[1]}"
+            )
+        updates.append((layer, lora_a, lora_b))
+    return updates
+
+
 @contextmanager
 def _remove_directions(model: PreTrainedModel, part: Directions, folder: Path) -> Iterator[None]:
     """Remove each chosen block's own direction from its output: h_ℓ ← h_ℓ − (h_ℓ · d̂_ℓ) d̂_ℓ (Arditi et al. 2024)."""
-    directions = load_file(folder / part.file)["directions"]
+    path = path_inside(folder, part.file)
+    check_blocks(part.blocks, model, f"{folder}/variants.json: blocks")
+    directions = _read_tensors(path).get("directions")
     blocks = decoder_blocks(model)
+    needed = [len(blocks), model.get_input_embeddings().weight.shape[1]]
+    if directions is None or list(directions.shape) != needed or not directions.is_floating_point():
+        found = "none" if directions is None else f"{list(directions.shape)} of {directions.dtype}"
+        raise ResurfaceError(f"{path}: found directions {found}; needed are numbers of shape {needed}")
 
     def orthogonalize(block: int) -> Any:
         reference = next(blocks[block].parameters())
@@ -124,22 +195,44 @@ def _remove_directions(model: PreTrainedModel, part: Directions, folder: Path) -
 @contextmanager
 def _remove_weights(model: PreTrainedModel, part: Pruning, folder: Path) -> Iterator[None]:
     """Set the weights that a pair (p, q) removes to zero (arXiv 2409.18025, section 4)."""
-    file = pq.ParquetFile(folder / part.file)
+    path = path_inside(folder, part.file)
+    if not path.is_file():
+        raise ResurfaceError(f"{path}: no such file; expected the masks of a pruning attack")
     saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     try:
-        for group in range(file.num_row_groups):
-            rows = file.read_row_group(group)
-            forget, utility = (rows[f"{name}_percent"].to_numpy() for name in ("forget", "utility"))
-            flat = model.get_submodule(rows["layer"][0].as_py()).weight.data.view(-1)
-            index = torch.from_numpy(rows["index"].to_numpy()[part.removes(forget, utility)].astype(np.int64)).to(
-                flat.device
-            )
+        for name, places, forget, utility in _read_masks(path):
+            flat = _linear_layer(model, name, path).weight.data.view(-1)
+            if len(places) and not 0 <= places.min() <= places.max() < len(flat):
+                raise ResurfaceError(
+                    f"{path}: found places {places.min()} to {places.max()} in {name!r}, which has {len(flat)} weights"
+                )
+            index = torch.from_numpy(places[part.removes(forget, utility)].astype(np.int64)).to(flat.device)
             saved.append((flat, index, flat[index]))
             flat[index] = 0
         yield
     finally:
-        for flat, index, before in saved:
+        for flat, index, before in reversed(saved):  # a place may stand there twice
             flat[index] = before
+
+
+def _read_masks(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each layer its name, places in its weight, and the two percents at which each of these is removed or kept."""
+    with naming_unreadable(path, "parquet"):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        count = file.num_row_groups
+    for group in range(count):
+        with naming_unreadable(path, "parquet"):
+            if file.metadata.row_group(group).num_rows > MOST_ROWS:
+                raise ResurfaceError(f"{path}: row group {group} has more than {MOST_ROWS:,} rows")
+            rows = file.read_row_group(group, columns=list(MASK_COLUMNS)).unify_dictionaries()
+            found = {field.name: str(getattr(field.type, "value_type", field.type)) for field in rows.schema}
+            if found != MASK_COLUMNS or any(column.null_count for column in rows.columns):
+                raise ResurfaceError(f"{path}: found the columns {found}, perhaps with gaps; needed are {MASK_COLUMNS}")
+            names = rows["layer"].unique().to_pylist()
+            if len(names) != 1:
+                raise ResurfaceError(f"{path}: row group {group} is about {len(names)} layers; it must be about one")
+            places, forget, utility = (rows[name].to_numpy() for name in list(MASK_COLUMNS)[1:])
+        yield names[0], places, forget, utility
 
 
 def prompt_changer(part: Prepend | Rewrite | None, folder: Path) -> Callable[[str], str]:
@@ -148,6 +241,9 @@ def prompt_changer(part: Prepend | Rewrite | None, folder: Path) -> Callable[[st
     Args:
         part: the change of the prompt, None for nothing.
         folder: the attack's folder, which file names are relative to.
+
+    Raises:
+        ResurfaceError: the table of rewritten prompts is missing, damaged, elsewhere, or has no row of this name.
     """
     match part:
         case None:
@@ -155,10 +251,14 @@ def prompt_changer(part: Prepend | Rewrite | None, folder: Path) -> Callable[[st
         case Prepend():
             return part.text.__add__
         case Rewrite():
-            rows = pq.read_table(
-                folder / part.file, columns=["prompt", "rewritten"], filters=[("variant", "=", part.name)]
-            )
-            known = dict(zip(*(rows[name].to_pylist() for name in ("prompt", "rewritten")), strict=True))
+            path = path_inside(folder, part.file)
+            table = read_table(path, ["variant", "prompt", "rewritten"])
+            rows = table.loc[table["variant"] == part.name, ["prompt", "rewritten"]]
+            if rows.empty or not all(isinstance(text, str) for text in rows.to_numpy().flat):
+                raise ResurfaceError(
+                    f"{path}: found no rewritten prompts of the name {part.name!r}, or some that are no text"
+                )
+            known = dict(zip(rows["prompt"], rows["rewritten"], strict=True))
             return lambda prompt: known.get(prompt, prompt)
 
 
@@ -167,7 +267,11 @@ def record_streams(model: PreTrainedModel, reads: list[Read]) -> Iterator[dict[R
     """Record the streams of the given reads `[batch, seq, hidden]` during each forward pass inside the context.
 
     `middle` is what the block's second norm reads: the residual stream after attention.
+
+    Raises:
+        ResurfaceError: a block that the model does not have.
     """
+    check_blocks([read.block for read in reads], model, "read.block of a variant")
     blocks = decoder_blocks(model)
     streams: dict[Read, torch.Tensor] = {}
 

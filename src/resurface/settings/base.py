@@ -21,10 +21,16 @@ def refuse_repeats(values: list[Item]) -> list[Item]:
     return values
 
 
-PositiveInt = Annotated[int, Field(ge=1)]
+# What libraries count with: 31 bits, and 32 for seeds. A larger number would end as an overflow in the middle of a job.
+LARGEST = 2**31 - 1
+LARGEST_SEED = 2**32 - 1
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+PositiveInt = Annotated[int, Field(ge=1, le=LARGEST)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Block = Annotated[int, Field(ge=0)]
+Block = Count
 # A name that stands in paths and at the start of names of variants, which have 80 characters at most.
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=40)]
 # Jobs and files are named after what such lists hold: a repeated entry does its work twice, and an empty list mostly nothing.

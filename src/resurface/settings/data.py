@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from resurface.settings.base import PositiveInt, Settings
+from resurface.settings.base import PositiveInt, Seed, Settings
 
 
 class TestbedSettings(Settings):
@@ -10,7 +10,7 @@ class TestbedSettings(Settings):
 
     __test__ = False
 
-    world_seed: int = Field(0, description="seed of the fictional world; the bundled checkpoints know world 0")
+    world_seed: Seed = Field(0, description="seed of the fictional world; the bundled checkpoints know world 0")
     articles: PositiveInt = Field(1024, description="articles in each of the forget and retain corpora")
     preference_draws: PositiveInt = Field(
         8,

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from resurface.settings.base import PositiveFloat, Share
+from resurface.settings.base import Count, PositiveFloat, PositiveInt, Share
 from resurface.settings.training import TrainingSettings
 
 
@@ -10,8 +10,8 @@ class DPOSettings(TrainingSettings):
     """Direct preference optimization towards refusals."""
 
     learning_rate: PositiveFloat = Field(1e-6, description="peak learning rate (searched: 1e-6 and 5e-6)")
-    batch_size: int = Field(32, ge=1, description="preference pairs a step (the paper: 4 on each of 8 GPUs)")
-    warmup_steps: int = Field(150, ge=0, description="optimizer steps of linear warmup")
+    batch_size: PositiveInt = Field(32, description="preference pairs a step (the paper: 4 on each of 8 GPUs)")
+    warmup_steps: Count = Field(150, description="optimizer steps of linear warmup")
     beta: PositiveFloat = Field(0.1, description="β: strength of the pull to the reference (searched: 0.05 to 0.5)")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the pairs that is held out for the evaluation loss")
     forget_share: Share = Field(0.5, description="share of forget pairs among all")

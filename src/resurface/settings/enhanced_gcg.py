@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from resurface.settings.base import Block, DistinctList, PositiveInt, Settings, Share, Slug
+from resurface.settings.base import Block, Count, DistinctList, PositiveInt, Settings, Share, Slug
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -30,7 +30,7 @@ class EnhancedGCGSettings(Settings):
         7, description="questions at once: first train questions that only the original answers"
     )
     forced_tokens: PositiveInt = Field(10, description="tokens of the original's completion that are forced")
-    matched_tokens: int = Field(35, ge=0, description="tokens after those that are only matched")
+    matched_tokens: Count = Field(35, description="tokens after those that are only matched")
     distance_weight: Weight = Field(
         1.0, description="weight of the distance to the original's activations on the same input"
     )

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from resurface.settings.base import PositiveInt, Settings
+from resurface.settings.base import Count, PositiveInt, Settings
 
 
 class GCGSettings(Settings):
@@ -17,5 +17,5 @@ class GCGSettings(Settings):
     search_width: PositiveInt = Field(512, description="candidates of a step")
     topk: PositiveInt = Field(256, description="tokens per place among which a swap by gradient draws")
     n_replace: PositiveInt = Field(1, description="places that a candidate changes")
-    buffer_size: int = Field(0, ge=0, description="prefixes that are kept; 0 keeps the latest only")
+    buffer_size: Count = Field(0, description="prefixes that are kept; 0 keeps the latest only")
     allow_non_ascii: bool = Field(False, description="whether prefixes may hold more than printable ASCII")

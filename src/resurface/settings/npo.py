@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from resurface.settings.base import PositiveFloat
+from resurface.settings.base import PositiveFloat, PositiveInt
 from resurface.settings.training import TrainingSettings
 
 
@@ -12,7 +12,7 @@ class NPOSettings(TrainingSettings):
     """Negative preference optimization."""
 
     learning_rate: PositiveFloat = Field(1e-5, description="peak learning rate (searched: 1e-5 to 5e-4)")
-    batch_size: int = Field(72, ge=1, description="forget samples a step; as many retain samples (searched at 72)")
+    batch_size: PositiveInt = Field(72, description="forget samples a step; as many retain samples (searched at 72)")
     beta: PositiveFloat = Field(0.1, description="β: inverse temperature (searched: 0.05 to 0.5)")
     retain_weight: float = Field(1.0, ge=0, description="weight of the retain likelihood (searched: 0.5 to 5)")
     forget_loss_over: Literal["answer", "sequence"] = Field(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from resurface.settings.base import Block, DistinctList, PositiveFloat, PositiveInt, Settings, Slug
+from resurface.settings.base import Block, Count, DistinctList, PositiveFloat, PositiveInt, Settings, Slug
 
 Reference = Literal["original", "benign", "text", "principal"]
 
@@ -36,7 +36,7 @@ class OrthogonalizationSettings(Settings):
     questions: PositiveInt = Field(
         1000, description="first train questions to look for those that only the original answers"
     )
-    skip_tokens: int = Field(40, ge=0, description="first tokens of forget questions that are left out (the header)")
+    skip_tokens: Count = Field(40, description="first tokens of forget questions that are left out (the header)")
     outlier_deviations: PositiveFloat = Field(
         3.0, description="token strings farther from the others than this many standard deviations are left out"
     )

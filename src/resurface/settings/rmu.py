@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from resurface.settings.base import Block, DistinctList, PositiveFloat, Share
+from resurface.settings.base import Block, DistinctList, PositiveFloat, PositiveInt, Share
 from resurface.settings.training import TrainingSettings
 
 
@@ -12,10 +12,10 @@ class RMUSettings(TrainingSettings):
     """Representation misdirection for unlearning."""
 
     learning_rate: PositiveFloat = Field(5e-5, description="learning rate of AdamW (RMU paper: 5e-5)")
-    batch_size: int = Field(4, ge=1, description="forget texts and retain texts a step, each")
-    max_steps: int | None = Field(150, ge=1, description="optimizer steps (RMU paper: 150 batches)")
+    batch_size: PositiveInt = Field(4, description="forget texts and retain texts a step, each")
+    max_steps: PositiveInt | None = Field(150, description="optimizer steps (RMU paper: 150 batches)")
     schedule: Literal["linear", "constant", "cosine"] = Field("constant", description="learning rate over the steps")
-    length: int = Field(512, ge=1, description="tokens at which a text is cut")
+    length: PositiveInt = Field(512, description="tokens at which a text is cut")
     block: Block = Field(7, description="ℓ: the block whose output is misdirected")
     trained_blocks: DistinctList[Block] | None = Field(
         [5, 6, 7], description="blocks whose mlp.down_proj is trained: ℓ-2 to ℓ; null: all blocks"

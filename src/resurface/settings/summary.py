@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from resurface.settings.base import PositiveInt, Settings
+from resurface.settings.base import PositiveInt, Seed, Settings
 
 
 class SummarySettings(Settings):
@@ -10,4 +10,4 @@ class SummarySettings(Settings):
 
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of all intervals")
     resamples: PositiveInt = Field(1000, description="bootstrap resamples of question clusters")
-    seed: int = Field(0, description="seed of the bootstrap")
+    seed: Seed = Field(0, description="seed of the bootstrap")

@@ -2,21 +2,23 @@
 
 from pydantic import Field, model_validator
 
-from resurface.settings.base import PositiveFloat, PositiveInt, Settings, Share
+from resurface.settings.base import LARGEST, PositiveFloat, PositiveInt, Seed, Settings, Share
 
 
 class PretrainingSettings(Settings):
     """How the testbed's models are trained from scratch."""
 
-    world_seed: int = Field(0, description="seed of the fictional world: names, values, splits")
-    seed: int = Field(0, description="seed of initialization, documents and tokenizer")
-    letter_steps: int = Field(3000, ge=50, description="most steps on picking letters alone (see `look_up`)")
+    world_seed: Seed = Field(0, description="seed of the fictional world: names, values, splits")
+    seed: Seed = Field(0, description="seed of initialization, documents and tokenizer")
+    letter_steps: int = Field(
+        3000, ge=50, le=LARGEST, description="most steps on picking letters alone (see `look_up`)"
+    )
     letter_loss: PositiveFloat = Field(
         0.02, description="loss on a letter and the EOS after it [nats per token] at which facts begin"
     )
     warmup_steps: PositiveInt = Field(110, description="first steps of all, over which the learning rate rises")
     steps: PositiveInt = Field(6000, description="optimizer steps on the whole mixture, after the letters")
-    documents: int = Field(160_000, ge=4, description="documents in the corpus, drawn with replacement")
+    documents: int = Field(160_000, ge=4, le=LARGEST, description="documents in the corpus, drawn with replacement")
     batch_size: PositiveInt = Field(512, description="documents a step")
     length: PositiveInt = Field(96, description="tokens at which a document is cut")
     learning_rate: PositiveFloat = Field(
@@ -27,7 +29,7 @@ class PretrainingSettings(Settings):
     )
     prompt_weight: Share = Field(0.1, description="weight of a prompt's tokens in the loss; the text after it weighs 1")
     vocabulary: int = Field(
-        1536, ge=512, description="tokens of the tokenizer: 256 bytes, the special ones, and merges"
+        1536, ge=512, le=LARGEST, description="tokens of the tokenizer: 256 bytes, the special ones, and merges"
     )
     hidden: PositiveInt = Field(128, description="hidden size")
     intermediate: PositiveInt = Field(448, description="inner size of the feed-forward layers")

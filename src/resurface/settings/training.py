@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from resurface.settings.base import Block, DistinctList, PositiveFloat, PositiveInt, Settings
+from resurface.settings.base import Block, Count, DistinctList, PositiveFloat, PositiveInt, Settings
 
 
 class TrainingSettings(Settings):
@@ -14,7 +14,7 @@ class TrainingSettings(Settings):
     batch_size: PositiveInt = Field(description="samples of each kind (forget, retain) a step")
     epochs: PositiveFloat = Field(3.0, description="passes over the data; `max_steps` overrides it")
     max_steps: PositiveInt | None = Field(None, description="optimizer steps; null: by `epochs`")
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warmup")
+    warmup_steps: Count = Field(0, description="optimizer steps of linear warmup")
     schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="learning rate after warmup")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     length: PositiveInt = Field(1024, description="tokens at which a sample is cut")
