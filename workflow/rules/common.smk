@@ -96,7 +96,7 @@ def is_reported(method, seed, attack):
     """
     if attack == "none" and method in REFERENCES:
         return seed == experiment.seeds[0]
-    return method != "original" or ATTACKS[attack].transfers
+    return method != "original" or experiment.is_transferred(attack)
 
 
 def reported(pattern, attacks, models=(*REFERENCES, *experiment.method_names)):
