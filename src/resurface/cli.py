@@ -301,13 +301,32 @@ def worst_case(
     scores: Annotated[list[Path], typer.Argument(help="Score tables.")],
     summary: Annotated[Path, typer.Option(help="Their summary.")],
     output: OutputOption,
+    settings: SettingsOption = "{}",
 ) -> None:
     """Find what an adversary who may choose among all attacks gets out of each model."""
     from resurface.analysis.summary import SUMMARY_COLUMNS, read_scores
     from resurface.analysis.worst_case import find_worst_case
     from resurface.artifacts import read_table, write_table
+    from resurface.settings.summary import SummarySettings
 
-    write_table(find_worst_case(read_scores(scores), read_table(summary, SUMMARY_COLUMNS)), output)
+    chosen = _read_settings(SummarySettings, settings)
+    write_table(find_worst_case(read_scores(scores), read_table(summary, SUMMARY_COLUMNS), chosen), output)
+
+
+@app.command("summarize-perplexity")
+def summarize_perplexity(
+    output: OutputOption,
+    perplexity: Annotated[list[Path] | None, typer.Argument(help="Perplexity tables; none is an empty table.")] = None,
+) -> None:
+    """Summarize perplexity tables: the five numbers of each variant."""
+    import pandas as pd
+
+    from resurface.analysis.perplexity import summarize_perplexity
+    from resurface.artifacts import read_table, write_table
+    from resurface.scoring.columns import PERPLEXITY_COLUMNS
+
+    replies = pd.concat([read_table(path, PERPLEXITY_COLUMNS) for path in perplexity]) if perplexity else None
+    write_table(summarize_perplexity(replies), output)
 
 
 @app.command()
@@ -318,7 +337,11 @@ def report(
     figures: Annotated[Path, typer.Option(help="Folder for the figures.")],
     refusals: Annotated[list[Path] | None, typer.Option(help="Refusal tables; may be given several times.")] = None,
     perplexity: Annotated[
-        list[Path] | None, typer.Option(help="Perplexity tables; may be given several times.")
+        Path | None, typer.Option(help="The summary of perplexities; without, the report has none.")
+    ] = None,
+    attacks: Annotated[
+        Path | None,
+        typer.Option(help="The folder of all attacks: loss curves, prefixes, what was pruned and rewritten."),
     ] = None,
     experiment: Annotated[str, typer.Option(help="JSON: the whole configuration.")] = "{}",
 ) -> None:
@@ -326,18 +349,21 @@ def report(
     import pandas as pd
 
     from resurface.analysis.figures import write_figures
+    from resurface.analysis.findings import read_findings
+    from resurface.analysis.perplexity import PERPLEXITY_SUMMARY_COLUMNS
     from resurface.analysis.report import write_report
     from resurface.analysis.summary import SUMMARY_COLUMNS
     from resurface.analysis.worst_case import WORST_CASE_COLUMNS
     from resurface.artifacts import read_table
-    from resurface.scoring.columns import PERPLEXITY_COLUMNS, REFUSAL_COLUMNS
+    from resurface.scoring.columns import REFUSAL_COLUMNS
 
     table = read_table(summary, SUMMARY_COLUMNS)
     worst = read_table(worst_case, WORST_CASE_COLUMNS, is_empty_allowed=True)
     refused = pd.concat([read_table(path, REFUSAL_COLUMNS) for path in refusals]) if refusals else None
-    read = pd.concat([read_table(path, PERPLEXITY_COLUMNS) for path in perplexity]) if perplexity else None
-    write_figures(table, figures)
-    write_report(table, worst, refused, read, json.loads(experiment), output)
+    read = read_table(perplexity, PERPLEXITY_SUMMARY_COLUMNS, is_empty_allowed=True) if perplexity else None
+    findings = read_findings(attacks, table)
+    write_figures(table, findings, figures)
+    write_report(table, worst, refused, read, findings, json.loads(experiment), output)
 
 
 @app.command()

@@ -8,8 +8,26 @@ FIGURES = [
     "pruning_grid",
     "perturbations",
     "prefixes",
+    "search_losses",
+    "pruning_sparsity",
     "tradeoff",
 ]
+
+
+def shown_folders():
+    """The folders of attacks whose search or outcome the report shows; the original is not attacked."""
+    return [
+        ATTACKED.format(
+            domain=domain, method=method, seed=seed, attack=attack, part=part
+        )
+        for domain in experiment.domains
+        for method in (*REFERENCES, *experiment.method_names)
+        if method != "original"
+        for seed in experiment.seeds
+        for attack in experiment.attack_names
+        if ATTACKS[attack].is_shown
+        for part in experiment.parts_of(attack)
+    ]
 
 
 rule summarize:
@@ -36,17 +54,16 @@ rule worst_case:
     log:
         f"{LOGS}/worst_case.log",
     params:
+        settings=dump_settings(experiment.summary),
         source=fingerprint("resurface.analysis.worst_case"),
     shell:
-        "resurface --log {log} --threads {threads} worst-case {input.scores} --summary {input.summary} --output {output}"
+        "resurface --log {log} --threads {threads} worst-case {input.scores} --summary {input.summary} --output {output} "
+        "--settings {params.settings:q}"
 
 
-rule report:
+rule summarize_perplexity:
     input:
-        summary="results/summary.parquet",
-        worst_case="results/worst_case.parquet",
-        refusals=reported(REFUSALS, ["none"]),
-        perplexity=reported(
+        reported(
             PERPLEXITY,
             [
                 name
@@ -59,6 +76,24 @@ rule report:
                 if name != "original"
             ],
         ),
+    output:
+        "results/perplexity.parquet",
+    log:
+        f"{LOGS}/summarize_perplexity.log",
+    params:
+        source=fingerprint("resurface.analysis.perplexity"),
+    shell:
+        "resurface --log {log} --threads {threads} summarize-perplexity {input} --output {output}"
+
+
+rule report:
+    input:
+        summary="results/summary.parquet",
+        worst_case="results/worst_case.parquet",
+        refusals=reported(REFUSALS, ["none"]),
+        perplexity="results/perplexity.parquet",
+        attack_hashes=[hashes(folder) for folder in shown_folders()],
+        attacks=[ancient(folder) for folder in shown_folders()],
     output:
         report(
             expand("results/figures/{figure}.svg", figure=FIGURES),
@@ -75,15 +110,15 @@ rule report:
         refusals=lambda wildcards, input: [
             f"--refusals {path}" for path in input.refusals
         ],
-        perplexity=lambda wildcards, input: [
-            f"--perplexity {path}" for path in input.perplexity
-        ],
         source=[
             fingerprint("resurface.analysis.report", "analysis/report.html.jinja"),
             fingerprint("resurface.analysis.figures"),
         ],
+        attacks=lambda wildcards, input: (
+            "--attacks results/attacks" if input.attacks else ""
+        ),
         experiment=dump_settings(experiment),
     shell:
         "resurface --log {log} report --summary {input.summary} --worst-case {input.worst_case} {params.refusals} "
-        "{params.perplexity} --figures results/figures "
+        "--perplexity {input.perplexity} {params.attacks} --figures results/figures "
         "--output {output.page} --experiment {params.experiment:q}"
