@@ -94,6 +94,12 @@ def test_the_default_configuration_is_valid():
             {"npo": "gnu"},
             ["attacks.enhanced_gcg.start_from", "'gnu'", "rmu, npo, dpo"],
         ),
+        ("attacks.enhanced_gcg.start_from", {"gnu": "rmu"}, ["start_from", "'gnu'", "rmu, npo, dpo, never_learned"]),
+        (
+            "attacks.enhanced_gcg.start_from",
+            {"npo": "never_learned"},
+            ["start_from", "'never_learned'", "rmu, npo, dpo"],
+        ),
         ("attacks.enhanced_gcg.start_from", {"npo": "rmu", "rmu": "npo"}, ["start_from", "npo ← rmu ← npo"]),
         ("attacks.enhanced_gcg.snapshots", 51, ["snapshots 51", "steps 50"]),
         ("attacks.enhanced_gcg.step_shares", [0, 1, 0, 0], ["step_shares", "other than that of insertions"]),
@@ -160,6 +166,23 @@ def test_models_are_asked_about_the_world_that_they_were_taught(models, data_wor
     with pytest.raises(ResurfaceError) as caught:
         validate_config(config, "config.yaml")
     assert fault in str(caught.value)
+
+
+def test_the_control_s_search_may_start_from_a_method_s():
+    config = changed("attacks.enhanced_gcg.start_from", {"npo": "rmu", "never_learned": "npo"})
+    validate_config(config, "config.yaml")
+    config["models"] = {"never_learned": None}
+    with pytest.raises(ResurfaceError, match=r"start_from: found 'never_learned'; .* is rmu, npo, dpo$"):
+        validate_config(config, "config.yaml")
+
+
+@pytest.mark.parametrize("thresholds", [[], [0.9]])
+def test_what_is_found_on_a_model_transfers(thresholds):
+    """Noise that looks at no model does not: it is the same on every model."""
+    chosen = {"every": [7], "text_thresholds": thresholds, "prompt_thresholds": thresholds}
+    experiment = validate_config(changed("attacks.perturbation", chosen), "config.yaml")
+    expected = {"gcg", "enhanced_gcg"} | ({"perturbation"} if thresholds else set())
+    assert {name for name in experiment.attack_names if experiment.is_transferred(name)} == expected
 
 
 def test_tasks_of_the_testbed_are_known_and_others_are_left_to_the_harness():

@@ -290,6 +290,8 @@ def test_a_search_and_what_it_leaves(target):
     assert losses["best_loss"].is_monotonic_decreasing
     assert losses["best_loss"].iloc[-1] < losses["best_loss"].iloc[0]
     assert losses["best_loss"].iloc[-1] == losses["loss"].min()
+    best = losses.loc[losses["loss"].idxmin(), "prefix"]
+    assert best == read_variants(target.output)[-1].prompt.text
     variants = read_variants(target.output)
     assert [variant.variant for variant in variants] == ["two-step3", "two-step6"]
     assert all(variant.prompt.text for variant in variants)

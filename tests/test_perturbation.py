@@ -70,7 +70,7 @@ def test_short_tokens(seed):
 def test_suppression_ends_as_it_says(texts, rounds):
     """With 'the first `a`' as what is to be perturbed: each is removed, or the rounds ran out."""
 
-    def find(some):
+    def find(some, _starts):
         return [(text.index("a"), text.index("a") + 1) if "a" in text else None for text in some]
 
     def perturb(token, generator):
@@ -113,6 +113,25 @@ def few(data, tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("start", [0, 30, 1000])
+@pytest.mark.parametrize("threshold", [-1.0, 0.5, 0.9, 1.0])
+def test_the_first_token_is_that_of_whole_texts(model, tokenizer, threshold, start):
+    """However long the texts are, and although only beginnings of them are read, up to where one is expected."""
+    texts = ["x", "", "the venom of " * 40, *("a fox met " * count for count in (1, 7, 13))]
+    with torch.no_grad():
+        known = tokenizer("the venom of a fox met " * 20, return_tensors="pt")["input_ids"]
+        direction = model(known, output_hidden_states=True).hidden_states[3][0, -2]
+    chosen = settings(every=[1], batch_tokens=50)
+    found = perturbation.find_first(texts, [start] * 6, model, tokenizer, direction, threshold, chosen)
+    for text, place in zip(texts, found, strict=True):
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        with torch.no_grad():
+            states = model(torch.tensor([encoded["input_ids"]]), output_hidden_states=True).hidden_states[3][0]
+        far = torch.cosine_similarity(states, direction, dim=-1) > threshold
+        places = [tuple(one) for one, is_far in zip(encoded["offset_mapping"], far, strict=True) if is_far]
+        assert place == next((one for one in places if one[0] < one[1]), None)
+
+
 def run(model, data, output, **more):
     chosen = settings(**more)
     target = Target(model, CHECKPOINTS / "original", data, output, 0, "cpu", output.parent / "resume")
@@ -124,9 +143,12 @@ def test_informed_prompts_are_below_the_threshold_or_ran_out_of_rounds(unlearned
     from resurface.data.tables import read_questions
     from resurface.models import load_model, load_tokenizer
 
-    rows = run(unlearned, few, tmp_path / "attack", text_thresholds=[0.6], prompt_thresholds=[0.5, 0.9, 0.98])
-    thresholds = {f"informed-text0.6-prompt{threshold}": threshold for threshold in (0.5, 0.9, 0.98)}
+    rows = run(unlearned, few, tmp_path / "attack", text_thresholds=[0.6, 0.97], prompt_thresholds=[0.5, 0.9, 0.98])
+    thresholds = {
+        f"informed-text{text}-prompt{prompt}": (text, prompt) for text in (0.6, 0.97) for prompt in (0.5, 0.9, 0.98)
+    }
     assert set(rows["variant"]) == set(thresholds)
+    assert not any(variant.blind for variant in read_variants(tmp_path / "attack")), "these depend on the model"
     models = [load_model(folder, torch.device("cpu")) for folder in (unlearned, CHECKPOINTS / "original")]
     tokenizer = load_tokenizer(unlearned)
 
@@ -138,8 +160,22 @@ def test_informed_prompts_are_below_the_threshold_or_ran_out_of_rounds(unlearned
     known = [prompt for prompt, _ in read_questions(few, "questions")]
     means = [torch.cat([states(model, text) for text in known]).mean(0) for model in models]
     assert set(rows["exceeds"]) == {True, False}
-    for row in rows.to_dict("records"):
-        threshold = thresholds[row["variant"]]
+
+    def exceeds(text, threshold):
+        return (torch.cosine_similarity(states(models[0], text), means[0] - means[1], dim=-1) > threshold).any().item()
+
+    asked = read_domain_table(few, "questions")
+    texts = {
+        plain_prompt(row["subject"], row["question"], list(row["choices"])): [row["question"], *row["choices"]]
+        for row in asked.to_dict("records")
+    }
+    assert set(rows["text_exceeds"]) == {True, False}
+    for row in rows[rows["variant"].str.endswith("prompt0.9")].groupby("variant").head(6).to_dict("records"):
+        far = sum(exceeds(text, thresholds[row["variant"]][0]) for text in texts[row["prompt"]])
+        assert far <= row["text_rounds"] <= 4 * far, "each text that exceeds is perturbed, four times at most"
+        assert row["text_rounds"] >= 4 * row["text_exceeds"], "what still exceeds ran out of its rounds"
+    for row in rows.groupby(["variant", "exceeds"]).head(4).to_dict("records"):
+        threshold = thresholds[row["variant"]][1]
         cosines = torch.cosine_similarity(states(models[0], row["rewritten"]), means[0] - means[1], dim=-1)
         if row["exceeds"]:
             assert row["rounds"] == 4
@@ -153,6 +189,7 @@ def test_the_scorer_looks_prompts_up(few, tmp_path):
     rows = run(CHECKPOINTS / "original", few, output, every=[3], characters=["~", "random"])
     variants = read_variants(output)
     assert [variant.variant for variant in variants] == ["naive-every3-tilde", "naive-every3-random"]
+    assert all(variant.blind for variant in variants)
     table = read_domain_table(few, "questions")
     asked = table[table["split"] != "train"].to_dict("records")
     assert len(rows) == 2 * len(asked)
@@ -173,6 +210,12 @@ def test_the_same_seed_gives_the_same_prompts(unlearned, few, tmp_path):
     more = {"every": [2], "probabilities": [0.3], "text_thresholds": [0.5], "prompt_thresholds": [0.5]}
     tables = [run(unlearned, few, tmp_path / name, characters=["random"], **more) for name in "ab"]
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_blind_noise_is_the_same_on_every_model(unlearned, few, tmp_path):
+    models = {"a": unlearned, "b": CHECKPOINTS / "never_learned"}
+    more = {"every": [2], "probabilities": [0.3], "characters": ["random", "~"]}
+    pd.testing.assert_frame_equal(*(run(model, few, tmp_path / name, **more) for name, model in models.items()))
 
 
 def test_a_block_that_the_model_lacks(few, tmp_path):

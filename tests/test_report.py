@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import altair as alt
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -11,14 +12,20 @@ from resurface.analysis.cells import display_name, interval, main_cells, percent
 from resurface.analysis.charts import draw_svg
 from resurface.analysis.figures import (
     FIGURES,
+    FOUND_FIGURES,
     finetuning_curves,
     lens_by_block,
     perturbations,
+    prefixes,
     pruning_grid,
     write_figures,
 )
+from resurface.analysis.findings import Findings, read_findings
 from resurface.analysis.report import write_report
+from resurface.analysis.searches import search_losses
+from resurface.analysis.sparsity import pruning_sparsity
 from resurface.analysis.terminal import terminal_table
+from resurface.analysis.tradeoff import tradeoff
 
 HOSTILE = "<script>alert(1)</script>"
 ACCURACY = {"original": 0.98, "never_learned": 0.28, "npo": 0.12, HOSTILE: 0.30}
@@ -27,6 +34,7 @@ VARIANTS = {
     "finetuning": {"forget-n5": 0.3, "forget-n20": 0.6, "retain-n10": 0.1},
     "orthogonalization": {HOSTILE: 0.5, "from-npo-seed0-all": 0.9},
     "pruning": {"own-gradient-p1-q1": 0.1, "own-gradient-p5-q2.5": 0.4},
+    "enhanced_gcg": {"block2-step5": 0.3, "from-npo-seed0-block2-step5": 0.9, "from-npo-seed1-block2-step5": 0.7},
     "perturbation": {"naive-every7-tilde": 0.2, "informed-text0.3-prompt0.3": 0.3},
     "logit_lens": {f"{stream}-block{block}": 0.1 * block for stream in ("mlp", "block") for block in (0, 1)},
 }
@@ -58,11 +66,18 @@ def make_rows(
     rows = []
     for variant, gain in VARIANTS[attack].items():
         for template in ("plain", "chat"):
-            for benchmark, split in ((domain, "validation"), (domain, "test"), ("general", "test")):
+            for benchmark, split in (
+                (domain, "validation"),
+                (domain, "test"),
+                ("general", "validation"),
+                ("general", "test"),
+            ):
                 on_domain = benchmark == domain
                 # On test, chat is a little better, but validation, which chooses, prefers plain.
                 drift = 0.02 if (template == "chat") == (split == "test") else 0.0
-                accuracy = ACCURACY[method] + taught * gain + drift + 0.04 * (seed or 0) if on_domain else 0.95
+                # Strong pruning costs what mild pruning spares.
+                general = 0.75 if variant == "own-gradient-p5-q2.5" else 0.95
+                accuracy = ACCURACY[method] + taught * gain + drift + 0.04 * (seed or 0) if on_domain else general
                 compared = is_method and on_domain
                 excess = accuracy - 0.33 if compared and control else None
                 rows.append(
@@ -101,17 +116,44 @@ def make_refusals() -> pd.DataFrame:
 
 
 def make_perplexity() -> pd.DataFrame:
-    """Replies of 10 tokens at 0.5 nats each and of 30 at 1 nat each; the attacked model's are read as empty."""
+    """Two seeds at 2 and 3, more in chat form and under the other variant; the attacked model writes nothing."""
     rows = [
-        {"seed": seed, "template": template, "variant": variant, "text": text, "tokens": tokens, "nats": nats}
+        {"seed": seed, "template": template, "variant": variant}
+        | dict.fromkeys(["original", "unlearned", "attacked", "unlearned_text"], 2.0 + seed + drift + place)
+        | {"attacked_text": None}
         for seed in (0, 1)
         for template, drift in (("plain", 0.0), ("chat", 9.0))
-        for variant in VARIANTS["perturbation"]
-        for text in ("original", "unlearned", "attacked", "unlearned_text", "attacked_text")
-        for tokens, nats in ([(0, 0.0)] if text == "attacked_text" else [(10, 5.0 + drift), (30, 30.0)])
+        for place, variant in enumerate(reversed(VARIANTS["perturbation"]))
     ]
-    table = pd.DataFrame(rows).assign(domain="runecraft", method="npo", attack="perturbation", question_id="a")
-    return table.astype({"seed": "Int64"})
+    table = pd.DataFrame(rows).assign(domain="runecraft", method="npo", attack="perturbation")
+    return table.astype({"seed": "Int64", "attacked_text": float})
+
+
+def make_findings(domain: str = "runecraft") -> Findings:
+    """A search with its prefix, what pruning removed, and what became of informed prompts, for NPO of two seeds."""
+    npo = [{"domain": domain, "method": "npo", "seed": seed} for seed in (0, 1)]
+    losses = [
+        {**model, "attack": "enhanced_gcg", "search": "block2", "step": step, "loss": loss, "best_loss": best}
+        for model in npo
+        for step, loss, best in ((1, 9.0, 9.0), (2, None, 9.0), (3, 4.0, 4.0))
+    ]
+    prefixes = [
+        {**model, "attack": "enhanced_gcg", "variant": "block2-step5", "prefix": f"a\x07{HOSTILE}"} for model in npo
+    ]
+    sparsity = [
+        {**model, "attack": "pruning", "variant": variant, "layer": f"model.layers.{block}.mlp.{name}_proj"}
+        | {"weights": 200, "pruned": pruned + 2 * model["seed"]}
+        for model in npo
+        for variant, pruned in (("own-gradient-p1-q1", 99), ("own-gradient-p5-q2.5", 9))
+        for block in (0, 1)
+        for name in ("up", "down")
+    ]
+    rewrites = [
+        {**model, "attack": "perturbation", "variant": "informed-text0.3-prompt0.3", "prompts": 480, "changed": 0.5}
+        | {"text_rounds": 1.5, "text_exceeds": 0.0, "rounds": 12.0, "exceeds": 0.2 + 0.1 * model["seed"]}
+        for model in npo
+    ]
+    return Findings(*map(pd.DataFrame, (losses, prefixes, sparsity, rewrites)))
 
 
 def make_worst_case() -> pd.DataFrame:
@@ -123,6 +165,9 @@ def make_worst_case() -> pd.DataFrame:
             "best_attack": ["finetuning", "logit_lens"],
             "accuracy": [0.7, 0.9],
             "recovered": [0.62, 0.66],
+            "excess": [0.4, 0.5],
+            "excess_ci_low": [0.3, 0.4],
+            "excess_ci_high": [0.5, 0.6],
             "guessing": [0.0311, 0.0309],
             "beyond_guessing": [0.61, 0.63],
         }
@@ -134,20 +179,23 @@ def render(
     output: Path,
     refusals: pd.DataFrame | None = None,
     perplexity: pd.DataFrame | None = None,
+    findings: Findings | None = None,
 ) -> str:
-    write_report(summary, make_worst_case(), refusals, perplexity, EXPERIMENT, output)
+    found = findings or read_findings(None, summary)
+    write_report(summary, make_worst_case(), refusals, perplexity, found, EXPERIMENT, output)
     return output.read_text(encoding="utf-8").replace("\u00a0", " ")
 
 
 def test_the_worst_case_is_a_mean_over_seeds(page):
     rows = page[page.index("The worst case") :]
     cells = re.findall(r"<td>(.*?)</td>", rows[: rows.index("</table>")])
-    assert cells == ["finetuning / logit lens", "80 %", "64 %", "3 %", "62 %"]
+    assert cells == ["finetuning / logit lens", "80 %", "45 points [35–55]", "64 %", "3 %", "62 %"]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return render(make_summary(), tmp_path_factory.mktemp("report") / "report.html", make_refusals(), make_perplexity())
+    output = tmp_path_factory.mktemp("report") / "report.html"
+    return render(make_summary(), output, make_refusals(), make_perplexity(), make_findings())
 
 
 def test_nothing_is_loaded(page: str) -> None:
@@ -165,7 +213,7 @@ def test_hostile_text_stays_text(page: str) -> None:
 
 def test_the_page_is_well_formed_where_figures_are_inlined(page: str) -> None:
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(figures) == 7
+    assert len(figures) == 9
     for figure in figures:
         ElementTree.fromstring(figure)
     ids = re.findall(r'\sid="([^"]+)"', page)
@@ -173,14 +221,15 @@ def test_the_page_is_well_formed_where_figures_are_inlined(page: str) -> None:
 
 
 def test_same_input_same_bytes(page: str, tmp_path: Path) -> None:
-    assert render(make_summary(), tmp_path / "again.html", make_refusals(), make_perplexity()) == page
+    again = render(make_summary(), tmp_path / "again.html", make_refusals(), make_perplexity(), make_findings())
+    assert again == page
 
 
 def test_accessible_tables(page: str) -> None:
     assert '<html lang="en">' in page
-    assert page.count("<table") == page.count("<caption>") == 4
+    assert page.count("<table") == page.count("<caption>") == 6
     assert all("scope=" in header for header in re.findall(r"<th\b[^>]*>", page))
-    assert page.count('role="img" aria-label="') == 7
+    assert page.count('role="img" aria-label="') == 9
 
 
 def test_sentences(page: str) -> None:
@@ -193,7 +242,28 @@ def test_sentences(page: str) -> None:
 def test_best_on_test_and_seeds_in_small_print(page: str) -> None:
     assert "best on test: 46 % (forget-n20, chat)" in page
     assert "2 seeds: accuracy 42–46, recovery 14–18, excess 9–13" in page
-    assert "from-npo" not in page
+    assert "(from-npo" not in page, "what was made on another model is neither selected nor the best"
+
+
+def test_pruning_says_what_it_costs_and_what_spares_general_ability(page: str) -> None:
+    assert "<li>general 75 %</li>" in page
+    spared = "keeping 95 % of general ability: 19 % (own-gradient-p1-q1, plain), recovery −9 %, general 95 %"
+    assert f"<li>{spared}</li>" in page
+    assert page.count("<li>general 95 %</li>") == 3 * 2, (
+        "finetuning and orthogonalization, of two methods and the control"
+    )
+
+
+def test_prefixes_are_shown_with_every_character(page: str) -> None:
+    shown = "a\\x07&lt;script&gt;alert(1)&lt;/script&gt;"
+    rows = re.findall(r"NPO, seed (\d)</th>\s*<td>enhanced GCG, block2-step5</td>\s*<td><code>(.*?)</code></td>", page)
+    assert rows == [("0", shown), ("1", shown)]
+
+
+def test_the_share_of_informed_prompts_that_exceed(page: str) -> None:
+    cells = page[page.index("<h3>Informed perturbation") :]
+    cells = re.findall(r"<td>(.*?)</td>", cells[: cells.index("</table>")])
+    assert cells == ["informed-text0.3-prompt0.3", "480", "50 %", "1.5", "0 %", "12.0", "25 %"]
 
 
 def test_refusals(page: str) -> None:
@@ -201,11 +271,11 @@ def test_refusals(page: str) -> None:
     assert "<td>75 %<small>seeds 50–100</small></td>" in page
 
 
-def test_perplexity_pools_tokens_of_the_selected_variant(page: str) -> None:
+def test_perplexity_of_the_selected_variant_is_a_mean_over_seeds(page: str) -> None:
     assert "<td>perturbation<small>informed-text0.3-prompt0.3, plain</small></td>" in page
     cells = re.search(r"prompt0\.3, plain</small></td>\s*((?:<td>[^<]*</td>\s*)+)", page)
     assert cells is not None
-    assert re.findall(r"<td>([^<]*)</td>", cells[1]) == ["2.4"] * 4 + ["–"], "exp(35 / 40), and no text at all"
+    assert re.findall(r"<td>([^<]*)</td>", cells[1]) == ["2.5"] * 4 + ["–"]
 
 
 def test_without_control_lens_and_refusals(tmp_path: Path) -> None:
@@ -220,6 +290,10 @@ def test_without_control_lens_and_refusals(tmp_path: Path) -> None:
     assert page.count("excess over control: no control") == 4  # a sentence and a cell per domain
     assert page.count('<span class="number absent">no control</span>') == 4
     assert page.count(">logit lens: attack not run</text>") == 2
+    assert page.count(">searches for prefixes: attacks not run</text>") == 2
+    assert page.count(">pruned weights: attack not run</text>") == 2
+    assert "Informed perturbation" not in page
+    assert "Prefixes that were found" not in page
     assert "Refusals were not counted." in page
     assert "seeds:" not in page
     assert 'id="domain-1"' in page
@@ -228,12 +302,15 @@ def test_without_control_lens_and_refusals(tmp_path: Path) -> None:
 def test_figures(tmp_path: Path) -> None:
     summary = make_summary()
     for folder in ("first", "second"):
-        write_figures(summary, tmp_path / folder)
+        write_figures(summary, make_findings(), tmp_path / folder)
     files = sorted((tmp_path / "first").iterdir())
-    assert [file.name for file in files] == sorted(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg"))
+    assert [file.name for file in files] == sorted(
+        f"{name}.{kind}" for name in (*FIGURES, *FOUND_FIGURES) for kind in ("png", "svg")
+    )
     for file in files:
         content = file.read_bytes()
         assert content == (tmp_path / "second" / file.name).read_bytes()
+        assert not re.search(rb"attacks? not run", content), "a placeholder"
         if file.suffix == ".svg":
             assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
             assert b"<script" not in content
@@ -248,6 +325,40 @@ def test_missing_attacks_have_placeholders() -> None:
     assert "finetuning: attack not run" in draw_svg(finetuning_curves(summary), "curves")
     assert "pruning: attack not run" in draw_svg(pruning_grid(summary), "grid")
     assert "perturbation: attack not run" in draw_svg(perturbations(summary), "ways")
+    assert "enhanced_gcg: attacks not run" in draw_svg(prefixes(summary), "prefixes")
+
+
+def datasets(chart: alt.TopLevelMixin) -> list[dict[str, object]]:
+    return [row for rows in chart.to_dict()["datasets"].values() for row in rows]
+
+
+def test_prefixes_of_all_seeds_of_another_model_are_one_row() -> None:
+    rows = {(row["method"], row["variant"]): row["accuracy"] for row in datasets(prefixes(make_summary()))}
+    assert {variant for _, variant in rows} == {"block2-step5", "from-npo-block2-step5"}
+    assert rows["never_learned", "block2-step5"] == pytest.approx(0.28 + 0.1 * 0.3 + 0.02)
+    assert rows["npo", "from-npo-block2-step5"] == pytest.approx(0.12 + 0.5 * 0.8 + 0.02)
+
+
+def test_search_losses_have_a_line_per_model_and_seed() -> None:
+    rows = [row for row in datasets(search_losses(make_summary(), make_findings())) if "best_loss" in row]
+    assert {(row["model"], row["seed"]) for row in rows} == {("NPO", 0), ("NPO", 1)}
+    assert [row["best_loss"] for row in rows if row["seed"] == 0] == [9.0, 9.0, 4.0]
+
+
+def test_sparsity_is_that_of_the_selected_variant() -> None:
+    rows = [row for row in datasets(pruning_sparsity(make_summary(), make_findings())) if "share" in row]
+    assert {(row["block"], row["module"]) for row in rows} == {(0, "up"), (0, "down"), (1, "up"), (1, "down")}
+    assert all(row["share"] == pytest.approx(0.05) for row in rows), "the mean of 9 and 11 of 200 weights"
+
+
+def test_the_attacked_point_stands_at_the_general_ability_that_the_attack_leaves() -> None:
+    summary = make_summary(attacks=("none", "pruning"))
+    (point,) = {
+        (row["general"], row["attacked_general"])
+        for row in datasets(tradeoff(summary))
+        if row.get("model") == "NPO" and "attacked_general" in row
+    }
+    assert point == (0.95, 0.75)
 
 
 def test_the_pruning_grid_has_a_panel_per_model_and_scoring() -> None:
@@ -260,7 +371,7 @@ def test_the_pruning_grid_has_a_panel_per_model_and_scoring() -> None:
     (cell,) = [row for row in cells if row["method"] == "npo" and row["p"] == 5]
     assert cell["q"] == 2.5
     assert cell["accuracy"] == pytest.approx(0.12 + 0.5 * 0.4 + 0.02), "the mean of two seeds, in validation's template"
-    assert cell["general"] == percent(0.95)
+    assert cell["general"] == percent(0.75)
 
 
 def test_finetuning_lines_begin_without_attack() -> None:

@@ -255,14 +255,15 @@ def test_variants_of_another_model_are_named_after_it(here, tmp_path):
     own, other = tmp_path / "own", tmp_path / "other"
     for folder, text in ((own, "Well. "), (other, "So. ")):
         folder.mkdir()
-        write_variants(folder, [Variant(variant="best", prompt=Prepend(text=text))])
+        noise = Variant(variant="noise", prompt=Prepend(text="Hm. "), blind=True)
+        write_variants(folder, [Variant(variant="best", prompt=Prepend(text=text)), noise])
     output = tmp_path / "scores.parquet"
     identity = {"domain": DOMAIN, "method": "npo", "seed": 0, "attack": "enhanced_gcg"}
     folders = [("", own), ("from-rmu-seed0-", other)]
     tasks = {"music": ["testbed_general_music"]}
     score(CHECKPOINTS / "original", folders, tasks, ["plain"], identity, output, 3000, "cpu", print)
     table = pd.read_parquet(output).groupby("variant")["logprobs"].agg(list)
-    assert list(table.index) == ["best", "from-rmu-seed0-best"]
+    assert list(table.index) == ["best", "from-rmu-seed0-best", "noise"], "blind noise is the same on every model"
     assert not np.array_equal(np.stack(table.iloc[0]), np.stack(table.iloc[1]))
 
 

@@ -119,6 +119,16 @@ def test_npo_loss_at_the_reference_and_its_gradient(model):
     assert torch.allclose(gradient, weight.grad, atol=1e-5)
 
 
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_npo_begins_at_the_reference(data, tmp_path, adapter):
+    """Whatever the reference is computed with, the loss is computed with the same: nothing differs before the first step."""
+    settings = NPOSettings(beta=0.2, batch_size=2, max_steps=2, adapter=adapter, lora_rank=2)
+    npo.unlearn(run_in(tmp_path, data), settings)
+    losses = pd.read_parquet(tmp_path / "model" / "losses.parquet")["forget_loss"]
+    assert losses[0] == pytest.approx(10 * torch.log(torch.tensor(2.0)).item(), rel=1e-5)
+    assert losses[1] != pytest.approx(losses[0], rel=1e-5)
+
+
 @pytest.mark.parametrize("likelihood", ["token_mean", "sequence_sum"])
 def test_npo_retains_samples_alike_whatever_their_length(model, likelihood):
     samples = [{"tokens": [0, 9, 8, 7, 6, 5], "start": 2, "reference": 0.0}, {"tokens": [0, 5, 4], "start": 2}]

@@ -33,7 +33,8 @@ def answers(method, attack, correct, seed=0, variant="only", split="test", wordi
 
 def worst_case(*tables):
     scores = pd.concat(tables, ignore_index=True)
-    return find_worst_case(scores, summarize(scores, SummarySettings(resamples=50)))
+    settings = SummarySettings(resamples=500)
+    return find_worst_case(scores, summarize(scores, settings), settings)
 
 
 def test_by_hand():
@@ -57,6 +58,32 @@ def test_by_hand():
     assert row["recovered"] == pytest.approx(2 / 3), "pruning answers both wordings of fact 0, finetuning of fact 1"
     assert row["guessing"] == pytest.approx(1 - (1 - 1 / 16) ** 2)
     assert row["beyond_guessing"] == pytest.approx((2 / 3 - row["guessing"]) / (1 - row["guessing"]))
+    assert pd.isna(row["excess"]), "the control went through no attack"
+
+
+def test_the_excess_is_over_the_control_under_the_same_attacks():
+    """40 facts: attack `a` recovers the first 30 on the model and the last 20 on the control, which `b` was not run on."""
+    model = np.arange(40) < 30
+    control = np.arange(40) >= 20
+    tables = []
+    for split in ("validation", "test"):
+        tables += [
+            answers("npo", "none", np.zeros(40), split=split, wordings=1),
+            answers("npo", "a", model, split=split, wordings=1),
+            answers("npo", "b", np.ones(40), split=split, wordings=1),
+            answers("never_learned", "none", np.zeros(40), split=split, seed=None, wordings=1),
+            answers("never_learned", "a", control, split=split, wordings=1),
+        ]
+    rows = worst_case(*tables).set_index("method")
+    row = rows.loc["npo"]
+    assert row["recovered"] == 1.0
+    assert row["excess"] == pytest.approx(30 / 40 - 20 / 40)
+    gains = model.astype(float) - control
+    generator = np.random.default_rng(1)
+    resampled = [gains[generator.integers(0, 40, 40)].mean() for _ in range(2000)]
+    assert row["excess_ci_low"] == pytest.approx(np.percentile(resampled, 2.5), abs=0.05)
+    assert row["excess_ci_high"] == pytest.approx(np.percentile(resampled, 97.5), abs=0.05)
+    assert pd.isna(rows.loc["never_learned", "excess"]), "the control has none over itself"
 
 
 def test_guessers_recover_nothing_beyond_guessing():

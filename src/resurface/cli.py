@@ -387,20 +387,41 @@ def worst_case(
     scores: Annotated[list[Path], typer.Argument(help="Score tables.")],
     summary: Annotated[Path, typer.Option(help="Their summary.")],
     output: OutputOption,
+    settings: SettingsOption = "{}",
 ) -> None:
     """Find what an adversary who may choose among all attacks gets out of each model."""
     from resurface.analysis.summary import read_scores
     from resurface.analysis.tables import SUMMARY_KINDS, read_results
     from resurface.analysis.worst_case import find_worst_case
     from resurface.artifacts import write_table
+    from resurface.settings.summary import SummarySettings
 
-    with _recording("worst_case", output, [*scores, summary]):
+    chosen = _read_settings(SummarySettings, settings)
+    with _recording("worst_case", output, [*scores, summary], chosen):
         answers, table = read_scores(scores), read_results(summary, SUMMARY_KINDS)
         try:
-            found = find_worst_case(answers, table)
+            found = find_worst_case(answers, table, chosen)
         except ResurfaceError as error:
             raise ResurfaceError(f"{summary}: {error}") from None
         write_table(found, output)
+
+
+@app.command("summarize-perplexity")
+def summarize_perplexity(
+    output: OutputOption,
+    perplexity: Annotated[list[Path] | None, typer.Argument(help="Perplexity tables; none is an empty table.")] = None,
+) -> None:
+    """Summarize perplexity tables: the five numbers of each variant."""
+    import pandas as pd
+
+    from resurface.analysis.perplexity import summarize_perplexity
+    from resurface.analysis.tables import PERPLEXITY_KINDS, read_results
+    from resurface.artifacts import write_table
+
+    tables = perplexity or []
+    with _recording("summarize_perplexity", output, tables):
+        replies = pd.concat([read_results(path, PERPLEXITY_KINDS) for path in tables]) if tables else None
+        write_table(summarize_perplexity(replies), output)
 
 
 @app.command()
@@ -411,7 +432,11 @@ def report(
     figures: Annotated[Path, typer.Option(help="Folder for the figures.")],
     refusals: Annotated[list[Path] | None, typer.Option(help="Refusal tables; may be given several times.")] = None,
     perplexity: Annotated[
-        list[Path] | None, typer.Option(help="Perplexity tables; may be given several times.")
+        Path | None, typer.Option(help="The summary of perplexities; without, the report has none.")
+    ] = None,
+    attacks: Annotated[
+        Path | None,
+        typer.Option(help="The folder of all attacks: loss curves, prefixes, what was pruned and rewritten."),
     ] = None,
     experiment: Annotated[str, typer.Option(help="JSON: the whole configuration.")] = "{}",
 ) -> None:
@@ -419,9 +444,10 @@ def report(
     import pandas as pd
 
     from resurface.analysis.figures import FIGURES, write_figures
+    from resurface.analysis.findings import find_folders, read_findings
     from resurface.analysis.report import write_report
     from resurface.analysis.tables import (
-        PERPLEXITY_KINDS,
+        PERPLEXITY_SUMMARY_KINDS,
         REFUSAL_KINDS,
         SUMMARY_KINDS,
         WORST_CASE_KINDS,
@@ -429,15 +455,17 @@ def report(
     )
 
     described = _read_option("--experiment", experiment, dict[str, Any])
-    inputs = [summary, worst_case, *(refusals or []), *(perplexity or [])]
+    table = read_results(summary, SUMMARY_KINDS)
+    shown = [folder for _, folder, _ in find_folders(attacks, table)] if attacks else []
+    inputs = [summary, worst_case, *(refusals or []), *([perplexity] if perplexity else []), *shown]
     drawn = [figures / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
     with _recording("report", output, inputs, {"experiment": described}, outputs=[output, *drawn]):
-        table = read_results(summary, SUMMARY_KINDS)
         worst = read_results(worst_case, WORST_CASE_KINDS, is_empty_allowed=True)
         refused = pd.concat([read_results(path, REFUSAL_KINDS) for path in refusals]) if refusals else None
-        read = pd.concat([read_results(path, PERPLEXITY_KINDS) for path in perplexity]) if perplexity else None
-        write_figures(table, figures)
-        write_report(table, worst, refused, read, described, output)
+        read = read_results(perplexity, PERPLEXITY_SUMMARY_KINDS, is_empty_allowed=True) if perplexity else None
+        findings = read_findings(attacks, table)
+        write_figures(table, findings, figures)
+        write_report(table, worst, refused, read, findings, described, output)
 
 
 @app.command()

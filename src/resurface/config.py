@@ -131,11 +131,20 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def check_starts(self) -> "Experiment":
-        """A search starts from what the same attack found on another method of this experiment, and not in a circle."""
+        """A search starts from what the same attack found on another method of this experiment, and not in a circle.
+
+        The control's search may start so too: then it goes through what the method's went through.
+        """
+        controls = ["never_learned"] if self.models.never_learned else []
         for attack in self.attack_names:
             starts: dict[str, str] = getattr(self.settings_of("attacks", attack), "start_from", {})
             key = f"attacks.{attack}.start_from"
-            for name in (name for pair in starts.items() for name in pair):
+            for name in starts:
+                if name not in (*self.method_names, *controls):
+                    raise ValueError(
+                        f"{key}: found {name!r}; what may start from another is {', '.join([*self.method_names, *controls])}"
+                    )
+            for name in starts.values():
                 if name not in self.method_names:
                     raise ValueError(
                         f"{key}: found {name!r}; methods of this experiment are {', '.join(self.method_names)}"
@@ -186,6 +195,11 @@ class Experiment(Settings):
         """The jobs that an attack is split into: keys of a setting, or `all`."""
         setting = ATTACKS[attack].parts
         return list(getattr(self.settings_of("attacks", attack), setting)) if setting else ["all"]
+
+    def is_transferred(self, attack: str) -> bool:
+        """Whether what an attack finds on one method's model is also scored on all other models."""
+        setting = ATTACKS[attack].transfers
+        return bool(setting and getattr(self.settings_of("attacks", attack), setting))
 
 
 def validate_config(config: Any, source: str) -> Experiment:

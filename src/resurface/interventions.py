@@ -89,12 +89,16 @@ class Read(_Part):
 
 
 class Variant(_Part):
-    """One setting of an attack, named by a readable slug."""
+    """One setting of an attack, named by a readable slug.
+
+    `blind` says that it was made without a look at the model, so that it is the same on every model.
+    """
 
     variant: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
     model: Annotated[Adapter | Directions | Pruning, Field(discriminator="kind")] | None = None
     prompt: Annotated[Prepend | Rewrite, Field(discriminator="kind")] | None = None
     read: Read | None = None
+    blind: Literal[True] | None = None
 
 
 def write_variants(folder: Path, variants: list[Variant]) -> None:

@@ -14,15 +14,20 @@ class Entry:
         module: the module that runs it (heavy; imported by its jobs only).
         settings: its settings class, `module:class` (light).
         parts: the setting whose keys split the attack into one job each, or None for a single job.
+        changes_model: whether the attack changes the model itself, so that the report says what general ability it leaves.
         changes_prompts: whether the attack works through the prompt, so that perplexity under it is measured.
-        transfers: whether what it found on one method's model is also scored on all other models.
+        transfers: the setting of what it looks for on the model itself: what it found for that on one method's model is also
+            scored on all other models. None, or a setting that holds nothing: there is nothing of the kind.
+        is_shown: whether the report shows what else is in the attack's folder: how a search went, what was pruned or rewritten.
     """
 
     module: str
     settings: str
     parts: str | None = None
+    changes_model: bool = False
     changes_prompts: bool = False
-    transfers: bool = False
+    transfers: str | None = None
+    is_shown: bool = False
 
     def settings_class(self) -> type[Settings]:
         """Import the settings class."""
@@ -41,23 +46,49 @@ METHODS = {
 ATTACKS = {
     "none": Entry("resurface.attacks.none", "resurface.settings.none:NoneSettings"),
     "finetuning": Entry(
-        "resurface.attacks.finetuning", "resurface.settings.finetuning:FinetuningSettings", parts="datasets"
+        "resurface.attacks.finetuning",
+        "resurface.settings.finetuning:FinetuningSettings",
+        parts="datasets",
+        changes_model=True,
     ),
     "orthogonalization": Entry(
-        "resurface.attacks.orthogonalization", "resurface.settings.orthogonalization:OrthogonalizationSettings"
+        "resurface.attacks.orthogonalization",
+        "resurface.settings.orthogonalization:OrthogonalizationSettings",
+        changes_model=True,
     ),
-    "pruning": Entry("resurface.attacks.pruning", "resurface.settings.pruning:PruningSettings", parts="datasets"),
+    "pruning": Entry(
+        "resurface.attacks.pruning",
+        "resurface.settings.pruning:PruningSettings",
+        parts="datasets",
+        changes_model=True,
+        is_shown=True,
+    ),
     "perturbation": Entry(
-        "resurface.attacks.perturbation", "resurface.settings.perturbation:PerturbationSettings", changes_prompts=True
+        "resurface.attacks.perturbation",
+        "resurface.settings.perturbation:PerturbationSettings",
+        changes_prompts=True,
+        transfers="text_thresholds",
+        is_shown=True,
     ),
-    "random_prefix": Entry("resurface.attacks.random_prefix", "resurface.settings.random_prefix:RandomPrefixSettings"),
-    "gcg": Entry("resurface.attacks.gcg", "resurface.settings.gcg:GCGSettings", changes_prompts=True),
+    "random_prefix": Entry(
+        "resurface.attacks.random_prefix",
+        "resurface.settings.random_prefix:RandomPrefixSettings",
+        changes_prompts=True,
+    ),
+    "gcg": Entry(
+        "resurface.attacks.gcg",
+        "resurface.settings.gcg:GCGSettings",
+        changes_prompts=True,
+        transfers="questions",
+        is_shown=True,
+    ),
     "enhanced_gcg": Entry(
         "resurface.attacks.enhanced_gcg",
         "resurface.settings.enhanced_gcg:EnhancedGCGSettings",
         parts="searches",
         changes_prompts=True,
-        transfers=True,
+        transfers="searches",
+        is_shown=True,
     ),
     "logit_lens": Entry("resurface.attacks.logit_lens", "resurface.settings.logit_lens:LogitLensSettings"),
 }

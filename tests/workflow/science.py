@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 from conftest import DOMAIN, ROOT, make_project, snakemake
 
+from resurface.analysis.sparing import choose_sparing
 from resurface.analysis.summary import read_scores, summarize
 from resurface.settings.summary import SummarySettings
 
@@ -74,26 +75,11 @@ def recovery(summary, method, attack, seeds=SEEDS):
 
 
 def sparing_recovery(summary, method, attack, kept, seeds=SEEDS):
-    """Mean recovery, and mean general accuracy, of what spares general ability.
-
-    Of the variants and templates that keep a share `kept` of the model's own general accuracy on validation questions, it is
-    the one that is best on the domain's validation questions.
-    """
-    index = ["seed", "variant", "template"]
-    rows = summary[(summary["method"] == method) & (summary["attack"] == attack)].copy()
-    rows["benchmark"] = rows["benchmark"].where(rows["benchmark"] == DOMAIN, "general")
-    table = rows.pivot_table(index=index, columns=["benchmark", "split"], values=["accuracy", "recovery"])
-    alone = summary[
-        (summary["method"] == method)
-        & (summary["attack"] == "none")
-        & (summary["benchmark"] == "general")
-        & (summary["split"] == "validation")
-    ]
-    bound = kept * alone.groupby("seed")["accuracy"].max()
-    spared = table[table["accuracy", "general", "validation"] >= bound.reindex(table.index, level="seed")]
-    best = spared.loc[spared["accuracy", DOMAIN, "validation"].groupby("seed").idxmax()]
-    assert sorted(best.index.get_level_values("seed")) == seeds
-    return best["recovery", DOMAIN, "test"].mean(), best["accuracy", "general", "test"].mean()
+    """Mean recovery, and mean general accuracy, of what spares general ability (`resurface.analysis.sparing`)."""
+    best = choose_sparing(summary, DOMAIN, kept)
+    best = best[(best["method"] == method) & (best["attack"] == attack)]
+    assert sorted(best["seed"]) == seeds
+    return best["recovery"].mean(), best["general"].mean()
 
 
 def control_gain(summary, scores, attack, seeds=SEEDS):

@@ -61,11 +61,14 @@ def test_attacks_teach_the_control_nothing(scores_and_summary, attack):
     assert control_gain(summary, scores, attack) <= 0.08
 
 
-def test_prefixes_are_scored_on_all_other_models(summary):
-    rows = summary[(summary["attack"] == "enhanced_gcg") & summary["variant"].str.startswith("from-")]
+@pytest.mark.parametrize("attack", ["perturbation", "gcg", "enhanced_gcg"])
+def test_what_was_found_is_scored_on_all_other_models(summary, attack):
+    rows = summary[(summary["attack"] == attack) & summary["variant"].str.startswith("from-")]
     pairs = set(zip(rows["method"], rows["variant"].str.split("-").str[1], strict=True))
     assert pairs >= {(one, other) for one in ["never_learned", *METHODS] for other in METHODS if one != other}
     assert pairs >= {("original", other) for other in METHODS}
+    assert not rows["selected"].any()
+    assert not rows["variant"].str.contains("naive").any(), "blind noise is the same on every model"
 
 
 def test_the_report_and_its_figures_are_there(project):

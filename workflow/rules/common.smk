@@ -18,6 +18,7 @@ from resurface.reproducibility.jobs import (
     ATTACKED,
     DATA,
     MODELS,
+    PERPLEXITIES,
     PERPLEXITY,
     REFUSALS,
     REPORT,
@@ -31,6 +32,7 @@ from resurface.reproducibility.jobs import (
     job_source,
     prompt_attacks,
     reference_models,
+    shown_folders,
 )
 
 try:

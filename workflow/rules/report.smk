@@ -8,6 +8,8 @@ FIGURES = [
     "pruning_grid",
     "perturbations",
     "prefixes",
+    "search_losses",
+    "pruning_sparsity",
     "tradeoff",
 ]
 
@@ -44,9 +46,28 @@ rule worst_case:
         mem_mb=growing(2000),
         runtime=growing(30),
     params:
+        settings=job_settings(experiment, "worst_case"),
         source=job_source("worst_case"),
     shell:
-        "resurface --log {log} --threads {threads} worst-case {input.scores} --summary {input.summary} --output {output.table}"
+        "resurface --log {log} --threads {threads} worst-case {input.scores} --summary {input.summary} "
+        "--output {output.table} --settings {params.settings:q}"
+
+
+rule summarize_perplexity:
+    input:
+        reported(PERPLEXITY, prompt_attacks(experiment), attacked_models(experiment)),
+    output:
+        table=PERPLEXITIES,
+        record=record(PERPLEXITIES),
+    log:
+        f"{LOGS}/summarize_perplexity.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
+    params:
+        source=job_source("summarize_perplexity"),
+    shell:
+        "resurface --log {log} --threads {threads} summarize-perplexity {input} --output {output.table}"
 
 
 rule report:
@@ -54,9 +75,9 @@ rule report:
         summary=SUMMARY,
         worst_case=WORST_CASE,
         refusals=reported(REFUSALS, ["none"]),
-        perplexity=reported(
-            PERPLEXITY, prompt_attacks(experiment), attacked_models(experiment)
-        ),
+        perplexity=PERPLEXITIES,
+        attack_hashes=[hashes(folder) for folder in shown_folders(experiment)],
+        attacks=[ancient(folder) for folder in shown_folders(experiment)],
     output:
         report(
             expand("results/figures/{figure}.svg", figure=FIGURES),
@@ -75,12 +96,12 @@ rule report:
         refusals=lambda wildcards, input: [
             f"--refusals {path}" for path in input.refusals
         ],
-        perplexity=lambda wildcards, input: [
-            f"--perplexity {path}" for path in input.perplexity
-        ],
         source=job_source("report"),
+        attacks=lambda wildcards, input: (
+            "--attacks results/attacks" if input.attacks else ""
+        ),
         experiment=dump_settings(experiment),
     shell:
         "resurface --log {log} report --summary {input.summary} --worst-case {input.worst_case} {params.refusals} "
-        "{params.perplexity} --figures results/figures "
+        "--perplexity {input.perplexity} {params.attacks} --figures results/figures "
         "--output {output.page} --experiment {params.experiment:q}"

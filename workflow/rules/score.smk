@@ -13,7 +13,7 @@ def attack_folders(wildcards):
 
 def transfers(wildcards):
     """What the same attack found on other methods' models: name → folders of its parts there."""
-    if not ATTACKS[wildcards.attack].transfers:
+    if not experiment.is_transferred(wildcards.attack):
         return {}
     others = [name for name in experiment.method_names if name != wildcards.method]
     return {

@@ -52,6 +52,13 @@ def general_ability(summary: pd.DataFrame, domain: str, keys: list[str]) -> pd.S
     return best.groupby(keys, dropna=False, sort=False).mean().rename("general")
 
 
+def selected_ability(summary: pd.DataFrame, domain: str, keys: list[str]) -> pd.Series:
+    """General ability, as `general_ability` has it, of each model under the selected variant of each attack."""
+    choice = ["domain", "method", "seed", "attack", "variant"]
+    chosen = summary.loc[summary["selected"], choice].drop_duplicates()
+    return general_ability(summary.merge(chosen, on=choice), domain, keys)
+
+
 def unattacked_accuracy(summary: pd.DataFrame, domain: str) -> dict[str, float]:
     """Accuracy of each model without attack."""
     cells = main_cells(summary, domain)

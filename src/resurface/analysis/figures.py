@@ -1,6 +1,7 @@
 """The figures, as Altair charts of the summary.
 
-Every chart function takes the summary and stacks one panel per domain; where an attack was not run, its panel says so.
+Every chart function takes the summary, and some what attacks found besides (`FOUND_FIGURES`), and stacks one panel per domain; where
+an attack was not run, its panel says so.
 """
 
 import math
@@ -40,6 +41,9 @@ from resurface.analysis.charts import (
     unattacked_accuracy,
     with_best_template,
 )
+from resurface.analysis.findings import Findings
+from resurface.analysis.searches import search_losses
+from resurface.analysis.sparsity import pruning_sparsity
 from resurface.analysis.summary import TRANSFERRED
 from resurface.analysis.tradeoff import tradeoff
 from resurface.artifacts import publish
@@ -305,7 +309,9 @@ def perturbations(summary: pd.DataFrame) -> alt.VConcatChart:
 
 def _perturbations_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     rows = with_best_template(summary[summary["attack"] == "perturbation"], domain)
-    return draw_variants(summary, domain, rows) if len(rows) else draw_placeholder("perturbation: attack not run")
+    if rows.empty:
+        return draw_placeholder("perturbation: attack not run")
+    return draw_variants(summary, domain, _without_seeds(rows))
 
 
 def prefixes(summary: pd.DataFrame) -> alt.VConcatChart:
@@ -317,9 +323,13 @@ def _prefixes_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     rows = with_best_template(summary[summary["attack"].isin(PREFIX_ATTACKS)], domain)
     if rows.empty:
         return draw_placeholder(f"{', '.join(PREFIX_ATTACKS)}: attacks not run")
-    # One row for all seeds of the model that a prefix comes from.
-    rows["variant"] = rows["variant"].str.replace(rf"^({TRANSFERRED}.+?)-seed\d+-", r"\1-", regex=True)
-    return draw_variants(summary, domain, rows)
+    return draw_variants(summary, domain, _without_seeds(rows))
+
+
+def _without_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows under the same name for all seeds of the model that a variant comes from."""
+    names = rows["variant"].str.replace(rf"^({TRANSFERRED}.+?)-seed\d+-", r"\1-", regex=True)
+    return rows.assign(variant=names)
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame], alt.VConcatChart]] = {
@@ -332,12 +342,21 @@ FIGURES: dict[str, Callable[[pd.DataFrame], alt.VConcatChart]] = {
     "prefixes": prefixes,
     "tradeoff": tradeoff,
 }
+FOUND_FIGURES: dict[str, Callable[[pd.DataFrame, Findings], alt.VConcatChart]] = {
+    "search_losses": search_losses,
+    "pruning_sparsity": pruning_sparsity,
+}
 
 
-def write_figures(summary: pd.DataFrame, folder: Path) -> None:
+def draw_figure(name: str, summary: pd.DataFrame, findings: Findings) -> alt.VConcatChart:
+    """Draw one of `FIGURES` or `FOUND_FIGURES`."""
+    return FIGURES[name](summary) if name in FIGURES else FOUND_FIGURES[name](summary, findings)
+
+
+def write_figures(summary: pd.DataFrame, findings: Findings, folder: Path) -> None:
     """Write every figure as `{name}.svg` and `{name}.png` (two pixels a unit)."""
-    for name, draw in FIGURES.items():
-        svg = draw_svg(draw(summary), name)
+    for name in (*FIGURES, *FOUND_FIGURES):
+        svg = draw_svg(draw_figure(name, summary, findings), name)
         with publish(folder / f"{name}.svg") as temporary:
             temporary.write_text(svg, encoding="utf-8")
         with publish(folder / f"{name}.png") as temporary:

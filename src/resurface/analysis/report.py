@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
 import yaml
 from markupsafe import Markup
@@ -34,19 +33,16 @@ from resurface.analysis.cells import (
     strongest_attacks,
     table_rows,
 )
-from resurface.analysis.charts import DARK_BELOW, draw_svg
-from resurface.analysis.figures import FIGURES
+from resurface.analysis.charts import DARK_BELOW, draw_svg, selected_ability
+from resurface.analysis.figures import draw_figure
+from resurface.analysis.findings import Findings
+from resurface.analysis.perplexity import TEXTS
+from resurface.analysis.searches import prefix_rows
+from resurface.analysis.sparing import KEPT, choose_sparing
 from resurface.artifacts import publish
+from resurface.registry import ATTACKS
 
 VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"]
-# Who reads whose text; `resurface.scoring.perplexity` says more.
-TEXTS = {
-    "original": "original reads its own text",
-    "unlearned": "unlearned model reads the original's text",
-    "attacked": "the same, attacked",
-    "unlearned_text": "original reads the unlearned model's text",
-    "attacked_text": "the same, attacked",
-}
 # Of each figure: title, caption, and what it says of the control.
 CAPTIONS = {
     "finetuning_curves": (
@@ -75,23 +71,35 @@ CAPTIONS = {
         "data. Rows name the data and the score.",
         "",
     ),
+    "pruning_sparsity": (
+        "Where weights were removed",
+        "Share of the weights of each layer that the selected variant of pruning sets to zero.",
+        "",
+    ),
     "perturbations": (
         "Perturbed questions",
         "Accuracy on the forget questions with spelling noise in them, in the template that is better on validation. Naive "
-        "noise is the same for every model; informed noise was found on the model itself.",
+        "noise is the same for every model; informed noise was found on the model itself, or on another method's (from-…).",
         "",
     ),
     "prefixes": (
         "Prefixes",
         "Accuracy on the forget questions with a prefix in front of each, in the template that is better on validation: random "
         "ones, those that plain GCG found for single questions (question…) and enhanced GCG after so many steps on the model itself, "
-        "and those that enhanced GCG found on another method's model (from-…).",
+        "and those that the two found on another method's model (from-…).",
         "A prefix that lifts the control as well says nothing about hidden knowledge.",
+    ),
+    "search_losses": (
+        "Searches for prefixes",
+        "Loss by step: thin, of the best candidate of each step; thick, the best so far. Losses of different attacks and models "
+        "are not on one scale: what counts is whether a search lowered its own.",
+        "",
     ),
     "tradeoff": (
         "Forgetting against general ability",
-        "Circles: without attack. Triangles: under the model's strongest attack, which is chosen on validation. Faint "
-        "points are single seeds, if there are several. Good unlearning would be low, far to the right, and without a long line.",
+        "Circles: without attack. Triangles: under the model's strongest attack, which is chosen on validation, at the general "
+        "ability that it leaves. Faint points are single seeds, if there are several. Good unlearning would be low, far to the "
+        "right, and without a long line.",
         "",
     ),
 }
@@ -102,6 +110,7 @@ def write_report(
     worst_case: pd.DataFrame,
     refusals: pd.DataFrame | None,
     perplexity: pd.DataFrame | None,
+    findings: Findings,
     experiment: dict[str, Any],
     output: Path,
 ) -> None:
@@ -111,7 +120,8 @@ def write_report(
         summary: the summary table.
         worst_case: one row per attacked model (`resurface.analysis.worst_case`).
         refusals: one row per prompt, whether its answer was a refusal; None if refusals were not counted.
-        perplexity: one row per reply and reader (`resurface.scoring.perplexity`); None if no attack works through the prompt.
+        perplexity: one row per variant (`resurface.analysis.perplexity`); None if there is no such table.
+        findings: what attacks left besides interventions (`resurface.analysis.findings`).
         experiment: the configuration, shown as it is.
         output: the HTML file.
     """
@@ -126,11 +136,12 @@ def write_report(
     confidence = experiment.get("summary", {}).get("confidence")
     page = environment.get_template("report.html.jinja").render(
         domains=[
-            _domain_section(summary, worst_case, refusals, perplexity, domain, place)
+            _domain_section(summary, worst_case, refusals, perplexity, findings, domain, place)
             for place, domain in enumerate(domains_of(summary))
         ],
         seeds=seeds_note(summary),
         interval_name=f"{percent(confidence)} confidence intervals" if confidence else "confidence intervals",
+        kept=percent(KEPT),
         settings=yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=100),
     )
     with publish(output) as temporary:
@@ -142,6 +153,7 @@ def _domain_section(
     worst_case: pd.DataFrame,
     refusals: pd.DataFrame | None,
     perplexity: pd.DataFrame | None,
+    findings: Findings,
     domain: str,
     place: int,
 ) -> dict[str, Any]:
@@ -150,11 +162,12 @@ def _domain_section(
     cells = cells_by_name(main_cells(summary, domain))
     models = models_of(summary, domain)
     attacks = attacks_of(summary)
+    abilities = _ability_texts(summary, domain, cells)
     figures = [
         {
             "title": title,
             "caption": " ".join(filter(None, [caption, about_control if CONTROL in models else ""])),
-            "svg": Markup(draw_svg(FIGURES[name](summary), f"figure-{place}-{name}")),
+            "svg": Markup(draw_svg(draw_figure(name, summary, findings), f"figure-{place}-{name}")),
         }
         for name, (title, caption, about_control) in CAPTIONS.items()
     ]
@@ -168,7 +181,10 @@ def _domain_section(
                 display_name(model),
                 [
                     _table_cell(
-                        cells.get((model, attack)), "not run" if model in models else "no control", CONTROL in models
+                        cells.get((model, attack)),
+                        abilities.get((model, attack), []),
+                        "not run" if model in models else "no control",
+                        CONTROL in models,
                     )
                     for attack in attacks
                 ],
@@ -180,6 +196,8 @@ def _domain_section(
         "tradeoff": _tradeoff_table(summary, refusals, domain),
         "texts": list(TEXTS.values()),
         "perplexity": _perplexity_rows(summary, perplexity, domain),
+        "prefixes": prefix_rows(findings, domain),
+        "rewrites": _rewrite_rows(findings.rewrites[findings.rewrites["domain"] == domain]),
         "refusals_counted": refusals is not None,
     }
 
@@ -219,11 +237,43 @@ def _excess_text(cell: pd.Series, has_control: bool) -> str:
     return f"excess over control {points(cell['excess'])} [{interval(cell['excess_ci_low'], cell['excess_ci_high'])}]"
 
 
-def _table_cell(cell: pd.Series | None, absent: str, has_control: bool) -> dict[str, Any]:
+def _ability_texts(
+    summary: pd.DataFrame, domain: str, cells: dict[tuple[str, str], pd.Series]
+) -> dict[tuple[str, str], list[str]]:
+    """Model and attack → what the attack costs in general ability, for attacks that change the model.
+
+    That is the general ability under the selected variant and, where something else is better among what keeps general ability,
+    what that brings back.
+    """
+    changing = {name for name, entry in ATTACKS.items() if entry.changes_model}
+    ability = selected_ability(summary, domain, ["method", "attack"])
+    spared = choose_sparing(summary, domain)
+    is_known = not spared.empty
+    texts = {}
+    for (model, attack), cell in cells.items():
+        if attack not in changing or (model, attack) not in ability.index:
+            continue
+        texts[model, attack] = [f"general {percent(ability[model, attack])}"]
+        own = spared[(spared["method"] == model) & (spared["attack"] == attack)]
+        choice = " / ".join(dict.fromkeys(own["variant"] + ", " + own["template"]))
+        if own.empty and is_known:
+            texts[model, attack].append(f"no variant keeps {percent(KEPT)} of general ability")
+        elif not own.empty and choice != cell["choice"]:
+            seeds = f" in {len(own)} of {cell['seeds']} seeds" if len(own) < cell["seeds"] else ""
+            recovery = "" if own["recovery"].isna().all() else f", recovery {percent(own['recovery'].mean())}"
+            texts[model, attack].append(
+                f"keeping {percent(KEPT)} of general ability{seeds}: {percent(own['accuracy'].mean())} ({choice}){recovery}, "
+                f"general {percent(own['general'].mean())}"
+            )
+    return texts
+
+
+def _table_cell(cell: pd.Series | None, ability: list[str], absent: str, has_control: bool) -> dict[str, Any]:
     """A cell of the main table: the coloured number, and lines of details below it.
 
     Args:
         cell: one row of `main_cells`; None if there is none.
+        ability: what the attack costs in general ability.
         absent: what to say in that case.
         has_control: whether there is a control.
     """
@@ -233,6 +283,7 @@ def _table_cell(cell: pd.Series | None, absent: str, has_control: bool) -> dict[
     shown = SPREAD_MEASURES if is_attacked_method(cell) else ["accuracy"]
     if is_attacked_method(cell):
         details += [_recovery_text(cell), _excess_text(cell, has_control)]
+    details += ability
     small = [f"best on test: {percent(cell['best_accuracy'])} ({cell['best_choice']})"]
     if cell["seeds"] > 1:
         spreads = [f"{measure} {_spread(cell, measure)}" for measure in shown if pd.notna(cell[f"{measure}_min"])]
@@ -296,12 +347,21 @@ def _tradeoff_table(summary: pd.DataFrame, refusals: pd.DataFrame | None, domain
 
 
 def _worst_case_rows(worst_case: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
-    """Of each attacked model its best attacks, and as means over seeds their accuracy and the shares of recovered facts."""
+    """Of each attacked model its best attacks, and as means over seeds their accuracy and the shares of recovered facts.
+
+    The excess over the control comes first among the shares, with its interval.
+    """
     rows = []
     for method, group in worst_case.groupby("method", sort=False):
         attacks = " / ".join(dict.fromkeys(group["best_attack"].map(display_name)))
-        shares = ["accuracy", "recovered", "guessing", "beyond_guessing"]
-        rows.append((display_name(str(method)), attacks, [percent(group[share].mean()) for share in shares]))
+        shares = ["accuracy", "recovered", "excess", "guessing", "beyond_guessing", "excess_ci_low", "excess_ci_high"]
+        means = group[shares].astype(float).mean()
+        excess = "–"
+        if pd.notna(means["excess"]):
+            ends = interval(means["excess_ci_low"], means["excess_ci_high"])
+            excess = f"{points(means['excess'])} [{ends}]"
+        others = [percent(means[share]) for share in ("recovered", "guessing", "beyond_guessing")]
+        rows.append((display_name(str(method)), attacks, [percent(means["accuracy"]), excess, *others]))
     return rows
 
 
@@ -311,21 +371,35 @@ def _perplexity_rows(
     """Perplexities under attacks on the prompt, of the selected variant in its template, as means over seeds.
 
     Returns:
-        model, attack, variant and template, and the five numbers of `TEXTS`. Empty replies count for nothing.
+        model, attack, variant and template, and the five numbers of `TEXTS`.
     """
     if perplexity is None:
         return []
     keys = ["method", "seed", "attack", "variant", "template"]
     chosen = summary.loc[summary["selected"], keys].drop_duplicates()
     own = perplexity[perplexity["domain"] == domain].merge(chosen, on=keys)
-    sums = own.groupby([*keys, "text"], sort=False)[["tokens", "nats"]].sum().reset_index()
-    sums["perplexity"] = np.exp(sums["nats"] / sums["tokens"].where(sums["tokens"] > 0))
     rows = []
-    for (method, attack), group in sums.groupby(["method", "attack"], sort=False):
-        means = group.groupby("text")["perplexity"].mean()
+    for (method, attack), group in own.groupby(["method", "attack"], sort=False):
         names = " / ".join(dict.fromkeys(group["variant"] + ", " + group["template"]))
-        numbers = [_number_text(means.get(text, math.nan)) for text in TEXTS]
+        numbers = [_number_text(group[text].mean()) for text in TEXTS]
         rows.append((display_name(str(method)), display_name(str(attack)), names, numbers))
+    return rows
+
+
+def _rewrite_rows(rewrites: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
+    """Of each model and informed variant, as means over seeds, what became of its prompts: counts, shares and rounds."""
+    rows = []
+    for (method, variant), group in rewrites.groupby(["method", "variant"], sort=False):
+        means = group[["prompts", "changed", "text_rounds", "text_exceeds", "rounds", "exceeds"]].astype(float).mean()
+        shown = [
+            f"{means['prompts']:.0f}",
+            percent(means["changed"]),
+            f"{means['text_rounds']:.1f}",
+            percent(means["text_exceeds"]),
+            f"{means['rounds']:.1f}",
+            percent(means["exceeds"]),
+        ]
+        rows.append((display_name(str(method)), str(variant), shown))
     return rows
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resurface.analysis.perplexity import TEXTS
 from resurface.artifacts import read_table
 from resurface.errors import ResurfaceError
 
@@ -107,6 +108,9 @@ WORST_CASE_KINDS = {
     "attacks": COUNT,
     "facts": COUNT,
     "recovered": SHARE,
+    "excess": NUMBER_OR_NONE,
+    "excess_ci_low": NUMBER_OR_NONE,
+    "excess_ci_high": NUMBER_OR_NONE,
     "guessing": SHARE,
     "beyond_guessing": NUMBER,
 }
@@ -120,6 +124,7 @@ REFUSAL_KINDS = {
     "refused": FLAG,
 }
 PERPLEXITY_KINDS = {**SETTING, "question_id": NAME, "text": NAME, "tokens": COUNT, "nats": NUMBER}
+PERPLEXITY_SUMMARY_KINDS = {**SETTING, **dict.fromkeys(TEXTS, NUMBER_OR_NONE)}
 
 
 def read_results(path: Path, kinds: dict[str, Kind], is_empty_allowed: bool = False) -> pd.DataFrame:

@@ -1,10 +1,18 @@
 """The trade-off: what a model still answers about the domain, against its general ability."""
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from resurface.analysis.cells import ORIGINAL, display_name, seeds_note, strongest_attacks
-from resurface.analysis.charts import draw_placeholder, general_ability, model_colours, share_axis, stack_domains
+from resurface.analysis.charts import (
+    draw_placeholder,
+    general_ability,
+    model_colours,
+    selected_ability,
+    share_axis,
+    stack_domains,
+)
 
 LABEL_GAP = 0.04  # least vertical distance of two labels, as a share of the axis
 LABEL_WIDTH = 0.3  # labels that begin closer than this, as a share of the width, may cover each other
@@ -13,7 +21,7 @@ LABEL_WIDTH = 0.3  # labels that begin closer than this, as a share of the width
 def tradeoff(summary: pd.DataFrame) -> alt.VConcatChart:
     """Accuracy on the forget questions against general ability, a point per model; several seeds stand faintly around it.
 
-    A line leads from each point to the accuracy under the model's strongest attack, at the same general ability.
+    A line leads from each point to where the model's strongest attack takes it: it may cost general ability too.
     """
     return stack_domains(summary, _tradeoff_panel, seeds_note(summary))
 
@@ -22,38 +30,41 @@ def _tradeoff_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     by_seed = _tradeoff_points(summary, domain)
     if by_seed.empty:
         return draw_placeholder("trade-off: no benchmark of general ability was run")
-    shares = ["general", "unattacked", "attacked"]
+    shares = ["general", "attacked_general", "unattacked", "attacked"]
     points = by_seed.groupby(["model", "attack"], sort=False)[shares].mean().reset_index()
     repeated = by_seed[by_seed.groupby("model")["model"].transform("size") > 1]
     colours = {display_name(model): colour for model, colour in model_colours(summary, domain).items()}
     labels = pd.concat(
         [
             points.assign(y=points["unattacked"], text=points["model"]),
-            points.assign(y=points["attacked"], text=points["attack"]).dropna(subset="y"),
+            points.assign(general=points["attacked_general"], y=points["attacked"], text=points["attack"]).dropna(
+                subset="y"
+            ),
         ]
     )[["model", "general", "y", "text"]]
-    left, right = by_seed["general"].min() - 0.01, by_seed["general"].max() + 0.01
+    abilities = by_seed[["general", "attacked_general"]].to_numpy(dtype=float)
+    left, right = float(np.nanmin(abilities)) - 0.01, float(np.nanmax(abilities)) + 0.01
     labels["y"] = _spread_labels(list(labels["general"] / (right - left)), list(labels["y"]))
-    x = alt.X(
-        "general:Q",
-        title="accuracy on general ability, without attack",
-        scale=alt.Scale(domain=[left, right], nice=False),
-        axis=alt.Axis(format=".1%", tickCount=6),
-    )
+
+    def x(field: str) -> alt.X:
+        scale = alt.Scale(domain=[left, right], nice=False)
+        axis = alt.Axis(format=".1%", tickCount=6)
+        return alt.X(f"{field}:Q", title="accuracy on general ability", scale=scale, axis=axis)
+
     y_title, y_domain = "accuracy on forget questions", [0.0, 1.0]
     colour = alt.Color("model:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=None)
     (before, after), (one_before, one_after) = (
         [
-            alt.Chart(rows).encode(x=x, y=share_axis(column, y_title, y_domain), color=colour)
-            for column in ("unattacked", "attacked")
+            alt.Chart(rows).encode(x=x(ability), y=share_axis(column, y_title, y_domain), color=colour)
+            for ability, column in (("general", "unattacked"), ("attacked_general", "attacked"))
         ]
         for rows in (points, repeated)
     )
-    text = alt.Chart(labels).encode(x=x, y=share_axis("y", y_title, y_domain), text="text:N")
+    text = alt.Chart(labels).encode(x=x("general"), y=share_axis("y", y_title, y_domain), text="text:N")
     return alt.layer(
         one_before.mark_point(filled=True, size=40, opacity=0.35),
         one_after.mark_point(filled=True, size=40, opacity=0.35, shape="triangle-up"),
-        before.mark_rule(strokeWidth=1.5).encode(y2="attacked"),
+        before.mark_rule(strokeWidth=1.5).encode(x2="attacked_general", y2="attacked"),
         text.mark_text(align="left", dx=8, fontSize=11, stroke="white", strokeWidth=4, strokeJoin="round"),
         before.mark_point(filled=True, size=80, opacity=1),
         after.mark_point(filled=True, size=80, opacity=1, shape="triangle-up"),
@@ -64,9 +75,10 @@ def _tradeoff_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
 
 
 def _tradeoff_points(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
-    """One row per model and seed: `general` ability, `unattacked` and `attacked` accuracy, and the `attack`."""
+    """One row per model and seed: `general` ability and accuracy, `unattacked` and attacked, and the `attack`."""
     rows = summary[(summary["domain"] == domain) & (summary["split"] == "test") & summary["selected"]]
     ability = general_ability(summary[summary["attack"] == "none"], domain, ["method", "seed"])
+    attacked_ability = selected_ability(summary, domain, ["method", "seed", "attack"])
     strongest = strongest_attacks(summary, domain)
     points = []
     for model, seed, share in ability.reset_index().itertuples(index=False, name=None):
@@ -74,12 +86,16 @@ def _tradeoff_points(summary: pd.DataFrame, domain: str) -> pd.DataFrame:
         is_model = (rows["method"] == model) & ((rows["seed"] == seed) if has_seed else True)
         own = rows[is_model & (rows["benchmark"] == domain)]
         attack = strongest.get(model) if model != ORIGINAL else None
+        under = own[own["attack"] == attack]
+        # A reference without attack has no seed, and its attacks have them all.
+        abilities = [attacked_ability.get((model, one, attack)) for one in under["seed"]]
         points.append(
             {
                 "model": display_name(model),
                 "general": share,
                 "unattacked": own.loc[own["attack"] == "none", "accuracy"].mean(),
-                "attacked": own.loc[own["attack"] == attack, "accuracy"].mean(),
+                "attacked_general": pd.Series(abilities, dtype=float).mean(),
+                "attacked": under["accuracy"].mean(),
                 "attack": f"under {display_name(attack)}" if attack else "",
             }
         )

@@ -347,7 +347,8 @@ def take_step(problem: Problem, search: Search, generator: random.Random) -> Non
         found = [(parts["loss"], candidate) for parts, candidate in zip(losses, candidates, strict=True)]
         search.buffer = sorted([*search.buffer, *found], key=lambda entry: entry[0])[: settings.buffer]
         search.best = min([search.best, *found], key=lambda entry: entry[0])
-        row |= min(losses, key=lambda parts: parts["loss"])
+        parts, prefix = min(zip(losses, candidates, strict=True), key=lambda pair: pair[0]["loss"])
+        row |= parts | {"prefix": problem.chats.tokenizer.decode(prefix)}
     search.buffer = search.buffer or [search.best]
     search.step += 1
     search.curve.append(row | {"best_loss": search.best[0], "length": len(search.best[1])})

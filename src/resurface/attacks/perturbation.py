@@ -58,6 +58,7 @@ NAMES = {
     "Q": "q",
     "random": "random",
 }
+AHEAD = 16  # tokens that are read beyond the place where one is expected
 CHARACTERS = [character for character in NAMES if character != "random"]
 
 
@@ -127,6 +128,7 @@ def mean_state(model: PreTrainedModel, rows: list[list[int]], block: int, batch_
 @torch.inference_mode()
 def find_first(
     texts: list[str],
+    starts: list[int],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     direction: torch.Tensor,
@@ -136,24 +138,41 @@ def find_first(
     """Of each text, where the first token is whose h_ℓ has cosine > τ with the direction (start, end), or None.
 
     Special tokens, which stand for no characters, never count.
+
+    Args:
+        texts: what to look through.
+        starts: where in each text to expect it. What follows a token has no part in its h_ℓ, so a text is read a little beyond
+            that place first, and twice as far as long as nothing is found.
+        model: the model under attack.
+        tokenizer: its tokenizer.
+        direction: the noise direction `[hidden]`.
+        threshold: τ.
+        settings: ℓ and the size of batches.
     """
     encoded = tokenizer(texts, return_offsets_mapping=True)
     rows, offsets = encoded["input_ids"], encoded["offset_mapping"]
     found: list[tuple[int, int] | None] = [None] * len(texts)
+    lengths = [sum(end <= start for _, end in places) + AHEAD for places, start in zip(offsets, starts, strict=True)]
+    unread = list(range(len(texts)))
     with recording(model, [settings.block]) as states:
-        for positions in batch_rows(rows, settings.batch_tokens):
-            run_decoder(model, pad_right([rows[position] for position in positions], 0).to(model.device))
-            cosines = torch.nn.functional.cosine_similarity(states[settings.block].float(), direction, dim=-1)
-            is_far = (cosines > threshold).tolist()
-            for i, position in enumerate(positions):
-                places = zip(is_far[i], offsets[position], strict=False)
-                found[position] = next((place for far, place in places if far and place[0] < place[1]), None)
+        while unread:
+            beginnings = [rows[text][: lengths[text]] for text in unread]
+            for positions in batch_rows(beginnings, settings.batch_tokens):
+                run_decoder(model, pad_right([beginnings[position] for position in positions], 0).to(model.device))
+                cosines = torch.nn.functional.cosine_similarity(states[settings.block].float(), direction, dim=-1)
+                is_far = (cosines > threshold).tolist()
+                for i, position in enumerate(positions):
+                    text = unread[position]
+                    places = zip(is_far[i], offsets[text][: lengths[text]], strict=False)
+                    found[text] = next((place for far, place in places if far and place[0] < place[1]), None)
+            unread = [text for text in unread if found[text] is None and len(rows[text]) > lengths[text]]
+            lengths = [2 * length for length in lengths]
     return found
 
 
 def suppress(
     texts: list[str],
-    find: Callable[[list[str]], list[tuple[int, int] | None]],
+    find: Callable[[list[str], list[int]], list[tuple[int, int] | None]],
     rounds: int,
     generators: list[random.Random],
 ) -> tuple[list[str], list[int], list[bool]]:
@@ -161,7 +180,7 @@ def suppress(
 
     Args:
         texts: what to perturb.
-        find: where the first token to perturb is in each of some texts (`find_first`).
+        find: where the first token to perturb is in each of some texts (`find_first`), given where the last one was.
         rounds: perturbations of one text at most.
         generators: the source of randomness of each text.
 
@@ -171,7 +190,7 @@ def suppress(
     texts, counts = list(texts), [0] * len(texts)
     found = dict.fromkeys(range(len(texts)), (0, 0))
     for done in tqdm(range(rounds + 1), desc="perturb", disable=None):
-        places = find([texts[i] for i in found])
+        places = find([texts[i] for i in found], [start for start, _ in found.values()])
         found = {i: place for i, place in zip(found, places, strict=True) if place is not None}
         if not found or done == rounds:
             break
@@ -207,7 +226,7 @@ def perturb_informed(
     model: PreTrainedModel,
     original: PreTrainedModel,
 ) -> dict[str, pd.DataFrame]:
-    """Variant → the rewritten prompts, how often each was perturbed, and whether some token still exceeds τ."""
+    """Variant → the rewritten prompts and, of both stages, how often each was perturbed and whether some token still exceeds τ."""
     tokenizer = load_tokenizer(target.model_folder)
     known = tokenizer([prompt for prompt, _ in read_questions(target.data_folder, "questions")])["input_ids"]
     means = [mean_state(one, known, settings.block, settings.batch_tokens) for one in (model, original)]
@@ -217,7 +236,7 @@ def perturb_informed(
         generators = [random.Random(f"{target.seed}/{stage}/{threshold:g}/{text}") for text in texts]
         return suppress(
             texts,
-            lambda some: find_first(some, model, tokenizer, direction, threshold, settings),
+            lambda some, starts: find_first(some, starts, model, tokenizer, direction, threshold, settings),
             settings.rounds,
             generators,
         )
@@ -225,15 +244,23 @@ def perturb_informed(
     tables = {}
     parts = list(dict.fromkeys(text for one in asked for text in (one.question, *one.choices)))
     for text_threshold in settings.text_thresholds:
-        changed = dict(zip(parts, run(parts, text_threshold, "text")[0], strict=True))
-        prompts = [
-            plain_prompt(one.subject, changed[one.question], [changed[choice] for choice in one.choices])
-            for one in asked
-        ]
+        outcomes = dict(zip(parts, zip(*run(parts, text_threshold, "text"), strict=True), strict=True))
+        prompts, text_rounds, text_exceeds = [], [], []
+        for one in asked:
+            changed, counts, exceeds = zip(*(outcomes[text] for text in (one.question, *one.choices)), strict=True)
+            prompts.append(plain_prompt(one.subject, changed[0], changed[1:]))
+            text_rounds.append(sum(counts))
+            text_exceeds.append(any(exceeds))
         for prompt_threshold in settings.prompt_thresholds:
-            rewritten, counts, exceeds = run(prompts, prompt_threshold, "prompt")
+            rewritten, rounds, prompt_exceeds = run(prompts, prompt_threshold, "prompt")
             tables[f"informed-text{text_threshold:g}-prompt{prompt_threshold:g}"] = pd.DataFrame(
-                {"rewritten": rewritten, "rounds": counts, "exceeds": exceeds}
+                {
+                    "rewritten": rewritten,
+                    "text_rounds": text_rounds,
+                    "text_exceeds": text_exceeds,
+                    "rounds": rounds,
+                    "exceeds": prompt_exceeds,
+                }
             )
     return tables
 
@@ -258,12 +285,20 @@ def attack(target: Target, settings: PerturbationSettings, part: str) -> None:
         tables |= perturb_informed(asked, target, settings, model, original)
     prompts = [one.prompt for one in asked]
     rows = pd.concat([frame.assign(variant=variant, prompt=prompts) for variant, frame in tables.items()])
-    columns = ["variant", "prompt", "rewritten", "rounds", "exceeds"]
+    outcomes = {"text_rounds": "Int64", "text_exceeds": "boolean", "rounds": "Int64", "exceeds": "boolean"}
+    columns = ["variant", "prompt", "rewritten", *outcomes]
     with publish_folder(target.output) as folder:
-        rows.reindex(columns=columns).astype({"rounds": "Int64", "exceeds": "boolean"}).to_parquet(
+        rows.reindex(columns=columns).astype(outcomes).to_parquet(
             folder / "prompts.parquet", index=False, write_page_checksum=True
         )
         write_variants(
             folder,
-            [Variant(variant=variant, prompt=Rewrite(file="prompts.parquet", name=variant)) for variant in tables],
+            [
+                Variant(
+                    variant=variant,
+                    prompt=Rewrite(file="prompts.parquet", name=variant),
+                    blind=None if "rounds" in table else True,
+                )
+                for variant, table in tables.items()
+            ],
         )

@@ -11,7 +11,8 @@ class Target:
     Attributes:
         model_folder: the checkpoint under attack: an unlearned model, the original, or the control.
         original_folder: the original's checkpoint, which some attacks compare with.
-        data_folder: the domain's tables; an attack reads `train` questions only.
+        data_folder: the domain's tables; an attack reads `train` questions only. The one exception, `perturbation`, rewrites the prompts
+            of the others without reading their answers.
         output: the folder of interventions to write.
         seed: of everything random in the attack.
         device: `auto`, `cpu`, `cuda`, …

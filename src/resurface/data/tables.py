@@ -1,7 +1,8 @@
 """The tables of a domain that every data source writes and every method and attack reads.
 
 - `forget_corpus`, `retain_corpus`: texts (`text`) of the domain and of what the model shall keep.
-- `questions`: multiple-choice questions of the domain with their splits. Attacks may use `train` only.
+- `questions`: multiple-choice questions of the domain with their splits. Attacks may use `train` only; `perturbation`
+  alone rewrites the prompts of the others, and reads none of their answers.
 - `retain_questions`: benign multiple-choice questions, under the forget domain's header (design §7).
 - `preferences`: `prompt`, `chosen`, `rejected` of three kinds. `forget`: a refusal over the harmful answer; `retain`: an
   answer over a refusal; `general`: open chat.

@@ -22,6 +22,7 @@ SCORES = "results/scores/{domain}/{method}/seed{seed}/{attack}.parquet"
 PERPLEXITY = "results/perplexity/{domain}/{method}/seed{seed}/{attack}.parquet"
 REFUSALS = "results/refusals/{domain}/{method}/seed{seed}.parquet"
 SUMMARY = "results/summary.parquet"
+PERPLEXITIES = "results/perplexity.parquet"
 WORST_CASE = "results/worst_case.parquet"
 REPORT = "results/report.html"
 
@@ -38,6 +39,7 @@ SOURCES: dict[str, list[tuple[str, ...]]] = {
     "perplexity": [("resurface.scoring.perplexity",), TASKS],
     "summarize": [("resurface.analysis.summary",)],
     "worst_case": [("resurface.analysis.worst_case",)],
+    "summarize_perplexity": [("resurface.analysis.perplexity",)],
     "report": [("resurface.analysis.report", "analysis/report.html.jinja"), ("resurface.analysis.figures",)],
 }
 NAMED = {"unlearn": METHODS, "attack": ATTACKS}
@@ -75,6 +77,7 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
         "refusals": experiment.refusals,
         "perplexity": experiment.perplexity,
         "summarize": experiment.summary,
+        "worst_case": experiment.summary,
     }
     return dump_settings(slices[rule]) if rule in slices else json.dumps({})
 
@@ -116,8 +119,24 @@ def reported(
         for seed in experiment.seeds
         for attack in attacks
         if (seed == experiment.seeds[0] or not (attack == "none" and method in references))
-        and (method != "original" or attack == "none" or ATTACKS[attack].transfers)
+        and (method != "original" or attack == "none" or experiment.is_transferred(attack))
     ]
+
+
+def attack_folders(experiment: Experiment, attack: str) -> list[str]:
+    """The folders of an attack's jobs, one per model and part."""
+    models = None if attack == "none" else attacked_models(experiment)
+    return [
+        folder
+        for part in experiment.parts_of(attack)
+        for folder in reported(experiment, ATTACKED.replace("{part}", part), [attack], models)
+    ]
+
+
+def shown_folders(experiment: Experiment) -> list[str]:
+    """The folders of attacks whose search or outcome the report shows."""
+    shown = [attack for attack in experiment.attack_names if ATTACKS[attack].is_shown]
+    return [folder for attack in shown for folder in attack_folders(experiment, attack)]
 
 
 def job_outputs(experiment: Experiment) -> Iterator[str]:
@@ -129,10 +148,8 @@ def job_outputs(experiment: Experiment) -> Iterator[str]:
         yield MODELS.format(model=name)
     yield from reported(experiment, UNLEARNED, ["none"], experiment.method_names)
     for attack in experiment.attack_names:
-        for part in experiment.parts_of(attack):
-            models = None if attack == "none" else attacked_models(experiment)
-            yield from reported(experiment, ATTACKED.replace("{part}", part), [attack], models)
+        yield from attack_folders(experiment, attack)
     yield from reported(experiment, SCORES, experiment.attack_names)
     yield from reported(experiment, REFUSALS, ["none"])
     yield from reported(experiment, PERPLEXITY, prompt_attacks(experiment), attacked_models(experiment))
-    yield from (SUMMARY, WORST_CASE, REPORT)
+    yield from (SUMMARY, WORST_CASE, PERPLEXITIES, REPORT)

@@ -209,7 +209,8 @@ def score(
     Args:
         model_folder: the checkpoint.
         attack_folders: what to put in front of the variants' names, and an attack's folder: several where variants were made by
-            several jobs, or on other models (`from-{method}-seed{n}-`).
+            several jobs, or on other models (`from-{method}-seed{n}-`). Of the latter, blind variants are passed over: they
+            are the same on every model.
         benchmarks: name → tasks or groups of the harness; a task that several of them hold is asked once.
         templates: prompt forms.
         identity: `domain`, `method`, `seed` (None for a reference model without attack) and `attack`.
@@ -237,7 +238,8 @@ def score(
     rows: list[dict[str, Any]] = []
     for name, folder in attack_folders:
         model.folder = check_folder(folder)
-        answers = answer_variants(model, requests, read_variants(folder), report)
+        variants = [variant for variant in read_variants(folder) if not (name and variant.blind)]
+        answers = answer_variants(model, requests, variants, report)
         for (variant, form), values in answers.items():
             rows += [
                 {**identity, "variant": f"{name}{variant}", "template": form, **row}

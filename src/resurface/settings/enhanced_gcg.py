@@ -24,7 +24,8 @@ class EnhancedGCGSettings(Settings):
         None, min_length=1, description="the text of an earlier prefix to start from instead"
     )
     start_from: dict[Slug, Slug] = Field(
-        {}, description="method → the method whose prefix, found by the search of the same name, its search starts from"
+        {},
+        description="method, or never_learned → the method whose prefix, found by the search of the same name, its search starts from",
     )
     questions: PositiveInt = Field(
         7, description="questions at once: first train questions that only the original answers"

@@ -101,13 +101,6 @@ def unlearn(run: Run, settings: NPOSettings) -> None:
     model, tokenizer = load_trainable(run)
     pad = tokenizer.pad_token_id
     pairs = read_samples(run, settings, tokenizer)
-    with torch.no_grad():
-        for start in range(0, len(pairs), settings.batch_size):
-            chunk = [pair["forget"] for pair in pairs[start : start + settings.batch_size]]
-            for sample, value in zip(
-                chunk, score_samples(model, chunk, pad, settings.forget_loss_over)[0].tolist(), strict=True
-            ):
-                sample["reference"] = value
     trainer = NPOTrainer(
         model=choose_trained(model, settings),
         args=TrainingArguments(**training_arguments(run, settings)),
@@ -116,5 +109,13 @@ def unlearn(run: Run, settings: NPOSettings) -> None:
         settings=settings,
         pad=pad,
     )
+    # In the precision of the loss: in another, π and π_ref would differ before the first step.
+    with torch.no_grad(), trainer.accelerator.autocast():
+        for start in range(0, len(pairs), settings.batch_size):
+            chunk = [pair["forget"] for pair in pairs[start : start + settings.batch_size]]
+            for sample, value in zip(
+                chunk, score_samples(trainer.model, chunk, pad, settings.forget_loss_over)[0].tolist(), strict=True
+            ):
+                sample["reference"] = value
     losses = train(trainer, run)
     save(run, trainer.model, tokenizer, losses)
