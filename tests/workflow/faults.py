@@ -19,7 +19,7 @@ import yaml
 from conftest import make_project
 
 RESUME = "snakemake --unlock && snakemake --cores all"  # docs/crashes.md, README.md
-LONGEST_RUN_SECONDS = 600
+LONGEST_RUN_SECONDS = 1800  # far more than it takes: a loaded machine is no fault
 KINDS = ["worker", "command", "scheduler", "everything"]
 COMPARED = ["scores/**/*.parquet", "perplexity/**/*.parquet", "refusals/**/*.parquet", "*.parquet", "**/*.hashes.json"]
 
