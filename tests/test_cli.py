@@ -98,6 +98,14 @@ def test_a_job_waits_for_an_orphan_that_still_unlearns(tmp_path):
     assert list((tmp_path / "resume").iterdir()) == []
 
 
+def test_what_follows_the_command_line_meets_sigterm_as_ever():
+    """The worker of a warm start cleans up there; an exception in that would send it back into the server's code."""
+    code = "import signal, sys\nfrom resurface import cli\nsys.argv = ['resurface', 'show', 'nowhere.parquet']\n"
+    code += "try: cli.main()\nexcept SystemExit: print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n"
+
+
 def test_a_job_without_steps_ends_at_once_when_asked_to(tmp_path):
     run = start("pretrain", "original", "--output", "model", cwd=tmp_path)
     read_until(run, "pretrain original")

@@ -1,5 +1,6 @@
 """The finetuning attack: its samples, its batches, and what it does when training diverges."""
 
+import json
 import signal
 
 import pytest
@@ -49,6 +50,9 @@ def test_batches_of_several_samples_train(target):
     settings = FinetuningSettings(datasets={"forget": [3]}, batch_size=2, epochs=1, lora_rank=4)
     finetuning.attack(target, settings, "forget")
     assert (target.output / "forget-n3" / "adapter_model.safetensors").is_file()
+    modules = json.loads((target.output / "forget-n3" / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) == 7
+    assert modules == sorted(modules), "the order of a set differs from process to process"
 
 
 def test_a_diverged_adapter_is_refused_and_leaves_nothing(target):

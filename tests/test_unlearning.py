@@ -208,6 +208,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(unbroken, how, kept, 
     assert hash_folder(run.output) == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("unbroken", ["rmu"], indirect=True)
 def test_a_run_that_is_killed_after_its_last_step_takes_no_further_one(unbroken, data, tmp_path, monkeypatch):
     module, settings, expected = unbroken
     run = run_in(tmp_path, data)
@@ -218,6 +220,8 @@ def test_a_run_that_is_killed_after_its_last_step_takes_no_further_one(unbroken,
     assert hash_folder(run.output) == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("unbroken", ["rmu"], indirect=True)
 def test_a_run_that_is_asked_to_end_at_its_last_step_ends_as_it_would(unbroken, data, tmp_path, monkeypatch):
     module, settings, expected = unbroken
     run, train = run_in(tmp_path, data), module.train

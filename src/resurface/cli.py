@@ -625,6 +625,8 @@ def main() -> None:
             sys.exit(1)
         log.error("this is a bug in resurface, please report it:\n%s", traceback.format_exc())
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever called this shall not be thrown out of its own clean-up
     if status == INTERRUPTED:
         log.error("interrupted; the next run goes on from here")
     sys.exit(status)

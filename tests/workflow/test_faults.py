@@ -14,10 +14,13 @@ KILLS = 30
 KILLS_A_CHAIN = 10
 LONGEST_WAIT = 10.0
 
+# Learning rates are such that a few steps leave models that miss questions: some attacks need those.
 SHORT = {
     "domains": [DOMAIN],
+    "models": {"never_learned": None},
     "methods": {
-        "rmu": {"block": 2, "trained_blocks": [0, 1, 2], "max_steps": 24, "batch_size": 4, "save_steps": 3},
+        "rmu": {"block": 2, "trained_blocks": [0, 1, 2], "alpha": 0.01, "learning_rate": 0.01}
+        | {"coefficient": 25.0, "coefficient_unit": "mean_norm", "max_steps": 18, "batch_size": 2, "save_steps": 3},
     },
     "attacks": {
         "none": None,
@@ -33,10 +36,12 @@ SHORT = {
             "minimum_lengths": [2, 3],
             "growth_steps": 3,
             "maximum_length": 9,
+            "batch_tokens": 1536,
         },
     },
     "benchmarks": {"general": ["testbed_general_music"]},
     "data": {"articles": 50, "general_questions": 10},
+    "scoring": {"templates": ["plain"], "batch_tokens": 1536},
     "refusals": {"questions": 5, "new_tokens": 4},
     "perplexity": {"questions": 5, "new_tokens": 4},
     "summary": {"resamples": 50},
@@ -44,8 +49,8 @@ SHORT = {
 LONG = SHORT | {
     "methods": SHORT["methods"]
     | {
-        "npo": {"max_steps": 24, "batch_size": 4, "save_steps": 3},
-        "dpo": {"max_steps": 18, "batch_size": 2, "save_steps": 3, "warmup_steps": 2},
+        "npo": {"learning_rate": 0.003, "max_steps": 18, "batch_size": 2, "save_steps": 3},
+        "dpo": {"learning_rate": 0.003, "max_steps": 12, "batch_size": 2, "save_steps": 3, "warmup_steps": 2},
     },
     "attacks": SHORT["attacks"]
     | {

@@ -34,12 +34,12 @@ def test_after_ctrl_c_the_next_run_goes_on(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     states = project / "results" / ".resume"
-    while not list(states.glob("*/checkpoint-*/trainer_state.json")) and run.poll() is None:
+    while not list(states.glob("*/checkpoint-*/whole")) and run.poll() is None:
         time.sleep(0.1)
     os.killpg(run.pid, signal.SIGINT)  # what a terminal sends: to Snakemake and to its jobs
     output, _ = run.communicate(timeout=60)
     assert run.returncode != 0, output
-    assert list(states.glob("*/checkpoint-*/trainer_state.json")), "the state is kept"
+    assert list(states.glob("*/checkpoint-*/whole")), "the state is kept"
     assert not (project / TARGET).exists()
     assert not list((project / "results" / "unlearned").glob("**/*.safetensors")), "nothing half written stays"
 

@@ -146,6 +146,10 @@ def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
                 f"finetuning diverged on {count} samples of {part}: its weights are not finite; lower learning_rate "
                 f"(found {settings.learning_rate}) or raise warmup_share (found {settings.warmup_share})"
             )
+        chosen = adapted.peft_config["default"]
+        chosen.target_modules = sorted(
+            chosen.target_modules
+        )  # peft's set would be written in another order by each process
         with publish(done) as temporary:
             adapted.save_pretrained(temporary)
             (temporary / "README.md").unlink(missing_ok=True)
