@@ -3,11 +3,13 @@
 import contextlib
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import CHECKPOINTS, DOMAIN
 
+from resurface.analysis.perplexity import TEXTS, summarize_perplexity
 from resurface.attacks.none import attack as attack_nothing
 from resurface.attacks.target import Target
 from resurface.errors import ResurfaceError
@@ -76,6 +78,13 @@ def test_a_whole_table(data, tmp_path, tokenizer):
     assert sums.loc[("plain", "unlearned"), "tokens"] == own["tokens"], "the same text is read"
     assert sums.loc[("plain", "unlearned"), "nats"] > own["nats"], "the control knows none of the answers"
     assert sums.loc[("plain", "attacked"), "nats"] != sums.loc[("plain", "unlearned"), "nats"]
+    assert set(table["text"]) == set(TEXTS)
+    values = summarize_perplexity(table).set_index("template")[list(TEXTS)]
+    assert list(values.index) == ["plain", "chat"]
+    assert np.isfinite(values).all(axis=None)
+    assert (values > 1).all(axis=None), "no reply of several tokens is certain"
+    expected = math.exp(sums.loc[("chat", "attacked"), "nats"] / sums.loc[("chat", "attacked"), "tokens"])
+    assert values.loc["chat", "attacked"] == pytest.approx(expected)
 
 
 def test_an_attack_that_leaves_prompts_alone(data, tmp_path):

@@ -1,11 +1,14 @@
 """The whole default experiment over three seeds, and what the searching attacks must show there (`make science`)."""
 
+import re
+
+import numpy as np
 import pandas as pd
 import pytest
-from conftest import DOMAIN
 from science import control_gain, make_experiment, of_test, read, recovery, run, score_tables, sparing_recovery
 
-from resurface.analysis.figures import FIGURES
+from resurface.analysis.figures import FIGURES, FOUND_FIGURES
+from resurface.analysis.perplexity import TEXTS
 
 pytestmark = pytest.mark.science
 
@@ -74,12 +77,17 @@ def test_what_was_found_is_scored_on_all_other_models(summary, attack):
 def test_the_report_and_its_figures_are_there(project):
     page = (project / "results" / "report.html").read_text()
     assert "never-learned (control)" in page
-    for figure in FIGURES:
-        assert (project / "results" / "figures" / f"{figure}.svg").stat().st_size > 1000
+    for figure in (*FIGURES, *FOUND_FIGURES):
+        svg = (project / "results" / "figures" / f"{figure}.svg").read_text()
+        assert not re.search("attacks? not run|no benchmark of", svg), f"{figure} is a placeholder"
         assert (project / "results" / "figures" / f"{figure}.png").stat().st_size > 1000
+    assert "Prefixes that were found" in page
+    assert "Informed perturbation" in page
 
 
 def test_perplexity_of_attacks_on_the_prompt(project):
-    for attack in ("perturbation", "gcg", "enhanced_gcg"):
-        tables = [pd.read_parquet(path) for path in project.glob(f"results/perplexity/{DOMAIN}/*/*/{attack}.parquet")]
-        assert len(tables) == 12
+    table = pd.read_parquet(project / "results" / "perplexity.parquet")
+    models = table.groupby("attack")[["method", "seed"]].apply(lambda rows: len(rows.drop_duplicates()))
+    assert models.to_dict() == dict.fromkeys(["perturbation", "random_prefix", "gcg", "enhanced_gcg"], 4 * 3)
+    assert np.isfinite(table[list(TEXTS)]).all(axis=None)
+    assert (table[list(TEXTS)] >= 1).all(axis=None)

@@ -7,6 +7,9 @@ rule manifest:
         records=[record(output) for output in jobs.job_outputs(experiment)],
     output:
         "results/manifest.json",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         source=fingerprint("resurface.reproducibility.manifest"),
         experiment=dump_settings(experiment),
