@@ -10,12 +10,12 @@ Three numbers for each model, on the domain's test questions:
   teach. This is the number to read. Its interval is a bootstrap over facts, with the same facts drawn for both. Attacks that
   only one of the two went through have no part in it.
 
-A second correction needs no control, and says less. Many attacks recover some facts by luck. A guesser answers all k wordings of a fact with c choices with probability c^−k,
-and one of A independent guessers does with g = 1 − (1 − c^−k)^A. So beside the share s stands g, as the mean over facts, and
-`beyond_guessing` = (s − g) / (1 − g), which is 0 for guessers and 1 if every fact comes back. That is a correction for the
-number of attacks, not for habits: who does not know a fact may still prefer one value in all its wordings, and attacks on one
-model err alike. The control goes through the same count: a control well above 0 has such habits, or was taught, and then this number
-flatters every other model too.
+A second correction needs no control, and says less. Many attacks recover some facts by luck. A guesser answers all k wordings of a
+fact with c choices with probability c^−k, and one of A independent guessers does with g = 1 − (1 − c^−k)^A. So beside the share s
+stands g, as the mean over facts, and `beyond_guessing` = (s − g) / (1 − g), which is 0 for guessers and 1 if every fact comes back.
+That is a correction for the number of attacks, not for habits: who does not know a fact may still prefer one value in all its
+wordings, and attacks on one model err alike. The control goes through the same count: a control well above 0 has such habits, or was
+taught, and then this number flatters every other model too.
 """
 
 import numpy as np
