@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test science faults check environment schema pretrain clean
+.PHONY: demo test science faults cluster check environment schema pretrain clean
 
 demo: environment
 	snakemake --cores all
@@ -20,6 +20,9 @@ science: environment
 
 faults: environment
 	pytest -m faults
+
+cluster: environment
+	pytest -m cluster
 
 check: environment
 	ruff check .

@@ -39,11 +39,6 @@ REDUCED = {
 }
 
 
-def pytest_collection_modifyitems(items):
-    """Slurm's tests come last: while its commands are there, whatever looks for a cluster takes longer."""
-    items.sort(key=lambda item: item.path.name == "test_slurm.py")
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A folder with `results/data` of the testbed's first domain and the general questions."""

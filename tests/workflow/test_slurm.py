@@ -1,6 +1,6 @@
 """A real Slurm of one node: what it computes, how much it is asked for, and what happens to a job that needs more.
 
-These are the last tests of all (`conftest.py`), because Slurm's commands slow down whatever looks for a cluster.
+`make cluster` runs them, apart from all others: while Slurm's commands are there, whatever looks for a cluster takes longer.
 """
 
 import re
@@ -12,7 +12,7 @@ import yaml
 from cluster import make_environment, run_snakemake
 from conftest import make_project, snakemake
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 SCRIPTS = Path(__file__).parent / "slurm"
 SOON = ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=2"]
