@@ -7,9 +7,12 @@ should: there none is named.
 """
 
 import os
+import select
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
 
 SCHEDULER_VARIABLE = "RESURFACE_SCHEDULER"
 LOOK_SECONDS = 0.5
@@ -35,9 +38,15 @@ def _watch(scheduler: int, parent: int) -> None:
 
 
 def _is_there(process: int) -> bool:
-    """Whether a process of this user's has this number."""
+    """Whether a process of this user's with this number runs; one that has ended may keep its number until its parent asks."""
     try:
         os.kill(process, 0)
     except OSError:
         return False
+    if sys.platform == "linux":
+        with suppress(OSError):  # kernels before 5.3 cannot tell
+            handle = os.pidfd_open(process)
+            has_ended = bool(select.select([handle], [], [], 0)[0])
+            os.close(handle)
+            return not has_ended
     return True
