@@ -30,6 +30,7 @@ from resurface.data.tables import TABLES, read_domain_table
 from resurface.errors import ResurfaceError
 from resurface.interventions import Adapter, Directions, Prepend, Pruning, Read, Rewrite, Variant, write_variants
 from resurface.models import load_model, load_tokenizer
+from resurface.reproducibility.record import record_path
 from resurface.scoring.apply import change_model, prompt_changer, record_streams
 from resurface.scoring.score import SCORE_SCHEMA
 from resurface.settings.summary import SummarySettings
@@ -235,7 +236,7 @@ def shared(tmp_path_factory):
     table = read_scores(scores)
     summary = summarize(table, SummarySettings(resamples=50))
     write_table(summary, folder / "summary.parquet")
-    write_table(find_worst_case(table, summary), folder / "worst_case.parquet")
+    write_table(find_worst_case(table, summary, SummarySettings(resamples=50)), folder / "worst_case.parquet")
     seed = pd.array([0] * 3, dtype="Int64")
     model_columns = {"domain": "runecraft", "method": "npo", "seed": seed}
     write_table(
@@ -622,7 +623,7 @@ def test_score_tables_through_the_command(shared, tmp_path, monkeypatch):
             assert list(output.parent.iterdir()) == [], "a failed job left something"
             assert message.startswith("error: "), message
             raise ResurfaceError(message)
-        assert list(output.parent.iterdir()) == [output]
+        assert sorted(output.parent.iterdir()) == [output, record_path(output)]
         return pd.read_parquet(output)
 
     whole = read()

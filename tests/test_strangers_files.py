@@ -16,6 +16,7 @@ import torch
 from conftest import CHECKPOINTS
 from safetensors.torch import load_file, save_file
 
+from resurface.analysis.findings import read_findings
 from resurface.analysis.report import write_report
 from resurface.artifacts import path_inside, read_json, write_table
 from resurface.checkpoints import check_checkpoint, take_over
@@ -315,7 +316,8 @@ def test_hostile_text_in_settings_stays_text(tmp_path):
         HOSTILE: {HOSTILE: HOSTILE},
     }
     summary = make_summary(methods=("npo",), attacks=("none", "orthogonalization"))
-    write_report(summary, make_worst_case(), None, None, experiment, tmp_path / "report.html")
+    nothing = read_findings(None, summary)
+    write_report(summary, make_worst_case(), None, None, nothing, experiment, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for harmful in ("<script", "</script", "<img", "<!--"):
         assert harmful not in page.lower()
