@@ -132,9 +132,17 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder by relative path, sorted; Snakemake's own mark in it does not count."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".snakemake_timestamp")
-    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+    """SHA-256 of every file below a folder by relative path, sorted; Snakemake's own mark in it does not count.
+
+    Links to folders are followed: Snakemake's cache between workflows links what is in a folder.
+    """
+    files = sorted(
+        Path(parent) / name
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name != ".snakemake_timestamp"
+    )
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files if path.is_file()}
 
 
 def hashes_path(folder: Path) -> Path:

@@ -202,7 +202,7 @@ def model(source: Path, output: OutputOption) -> None:
     from resurface.checkpoints import take_over
 
     # Of a user's own checkpoint the output's hashes are the input's too: its files are linked.
-    made_here = [source] if not source.is_absolute() and hashes_path(source).is_file() else []
+    made_here = [source] if source.parts[0] == "results" and hashes_path(source).is_file() else []
     with _recording("model", output, inputs=made_here, settings={"source": str(source)}):
         take_over(source, output)
 
@@ -535,6 +535,7 @@ def audit_reproduce(
     scratch: Annotated[
         Path | None, typer.Option(help="A new folder to work in, which is kept; else a temporary one.")
     ] = None,
+    device: DeviceOption = "auto",
     follow_links: FollowOption = False,
 ) -> None:
     """Run jobs again from their recorded inputs, in a scratch folder, and compare what they write."""
@@ -550,9 +551,8 @@ def audit_reproduce(
         raise ResurfaceError(f"--scratch: {scratch} is there already; name a new folder")
     with TemporaryDirectory(prefix="resurface-") if scratch is None else nullcontext(scratch) as folder:
         outcomes = []
-        for outcome in reproduce(
-            results, targets or [], sample, seed, Path(folder), snakefile, cores or os.cpu_count() or 1, follow_links
-        ):
+        work, workers = Path(folder), cores or os.cpu_count() or 1
+        for outcome in reproduce(results, targets or [], sample, seed, work, snakefile, workers, follow_links, device):
             log.info("%s: %s", outcome.output, outcome.verdict)
             outcomes.append(outcome)
     Console(highlight=False).print(tabulate_outcomes(outcomes))

@@ -7,13 +7,14 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, snakemake
+from conftest import DOMAIN, ROOT, snakemake
 
-from resurface.artifacts import write_table
+from resurface.artifacts import check_folder, write_table
 from resurface.errors import ResurfaceError
 from resurface.reproducibility import reproduce as reproducing
 from resurface.reproducibility.compare import compare_scores, explain, list_unshared, read_verified
@@ -175,13 +176,16 @@ def test_other_settings_and_other_source_are_named(results, finished):
 def test_another_configuration_is_named(finished, tmp_path):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     config["methods"]["npo"]["beta"] = 0.3
+    config["models"] = {"never_learned": "/elsewhere"}
+    config["benchmarks"]["general"] = ["testbed_general_sports"]
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump(config))
     same = audit("verify", "--configfile", "config.yaml", cwd=finished)
     assert same.returncode == 0, same.stderr
     changed = audit("verify", "--configfile", other, cwd=finished)
     assert changed.returncode == 1
-    assert "beta" in changed.stdout
+    for key in ("methods.npo.beta", "models.never_learned", "benchmarks.general"):
+        assert key in changed.stdout
     assert "Traceback" not in changed.stderr
 
 
@@ -273,6 +277,35 @@ def test_a_forged_table_does_not_come_out_again(results, finished, tmp_path):
     assert path in outcome.text
 
 
+def test_a_record_must_be_of_the_job_whose_linkedit_has(results, finished, tmp_path):
+    """Else its rule would end up on a command line, and its outputs would excuse whatever lies there."""
+    (results / "model.pt").write_bytes(b"x")
+    options = f"{SCORES}.provenance.json"
+    stranger = "results/refusals/xenotoxicology/npo/seed0.parquet.provenance.json"
+
+    def forge(content):
+        content["records"][options]["rule"] = "--snakefile=results/report.html"
+        content["records"][stranger]["outputs"]["results/model.pt"] = hashlib.sha256(b"x").hexdigest()
+        content["files"]["results/model.pt"] = hashlib.sha256(b"x").hexdigest()
+
+    rewrite_manifest(results, forge)
+    assert faults(results) == {("job", options), ("job", stranger)}
+    with pytest.raises(ResurfaceError, match="audit verify"):
+        list(reproducing.reproduce(results, [SCORES], 1, 0, tmp_path / "scratch", finished / "Snakefile", 2))
+
+
+def test_what_is_correct_must_follow_from_the_answers(finished, tmp_path):
+    """Tolerances for other machines are no excuse for a score table that contradicts itself."""
+    table = pd.read_parquet(finished / SCORES)
+    forged = tmp_path / "forged.parquet"
+    assert reproducing.compare_tables(finished / SCORES, finished / SCORES) is None
+    write_table(table.assign(correct=True), forged)
+    assert "cannot be compared" in reproducing.compare_files(forged, finished / SCORES)
+    unknown = [values * float("nan") for values in table["logprobs"]]
+    write_table(table.assign(logprobs=unknown), forged)
+    assert "cannot be compared" in reproducing.compare_files(forged, finished / SCORES)
+
+
 def test_two_folders_are_compared_question_by_question(finished, project):
     config = yaml.safe_load((project / "config.yaml").read_text())
     config["methods"]["npo"]["max_steps"] = 6
@@ -333,13 +366,27 @@ def test_the_cache_between_workflows_serves_a_second_checkout(finished, tmp_path
     for name in ("first", "second"):
         checkout = tmp_path / name
         shutil.copytree(finished, checkout, ignore=shutil.ignore_patterns("results", ".snakemake"))
-        run = snakemake(checkout, "--cache", check=False)
+        run = snakemake(checkout, SCORES, "--cache", check=False)
         assert run.returncode == 0, run.stdout[-3000:]
         checkouts.append(checkout)
-    logs = {path.parts[-1] for path in (checkouts[1] / "results/logs").glob("*")}
-    assert not logs & {"unlearn", "attack", "score", "refusals", "perplexity"}, "the second computes nothing expensive"
-    assert (checkouts[1] / "results/logs/summarize.log").is_file()
+    logs = {path.name for path in (checkouts[1] / "results" / "logs").iterdir()}
+    assert logs == {"data", "models"}, "the second computes nothing expensive"
     for checkout in checkouts:
-        assert faults(checkout / "results", follow_links=True) == set()
         assert (checkout / SCORES).read_bytes() == (finished / SCORES).read_bytes()
-    assert snakemake(checkouts[1], "--dry-run").stdout.count("Nothing to be done")
+        for table in ("forget_corpus", "questions"):
+            assert (checkout / f"results/data/{DOMAIN}/{table}.parquet").is_file()
+    assert "Nothing to be done" in snakemake(checkouts[1], SCORES, "--dry-run").stdout
+
+
+def test_what_the_cache_has_linked_is_audited_like_files(finished, tmp_path):
+    """The first checkout links whole folders, another one the files in them."""
+    for name, places in {"folder": ["attacks/xenotoxicology/rmu/seed0/finetuning/forget"], "files": []}.items():
+        results = shutil.copytree(finished / "results", tmp_path / name, symlinks=True)
+        for linked in places or list(results.glob("attacks/*/rmu/seed0/finetuning/forget/*")):
+            there = tmp_path / "cache" / name / Path(linked).name
+            there.parent.mkdir(parents=True, exist_ok=True)
+            (results / linked).rename(there)
+            (results / linked).symlink_to(there)
+        check_folder(results / "attacks/xenotoxicology/rmu/seed0/finetuning/forget")
+        assert {kind for kind, _ in faults(results)} == {"link"}
+        assert faults(results, follow_links=True) == set()

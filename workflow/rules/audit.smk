@@ -4,7 +4,7 @@
 # It has no log among the results, because it could not hash that; it takes seconds, and its errors are on the terminal.
 rule manifest:
     input:
-        records=[record(output) for output in jobs.job_outputs(experiment)],
+        records=[record(output) for output in jobs.all_jobs(experiment)],
     output:
         "results/manifest.json",
     resources:

@@ -28,6 +28,7 @@ from resurface.reproducibility.jobs import (
     UNLEARNED,
     WORST_CASE,
     attacked_models,
+    domain_tasks,
     job_settings,
     job_source,
     prompt_attacks,
@@ -100,15 +101,10 @@ def domain_tables(wildcards):
     return [f"results/data/{wildcards.domain}/{name}.parquet" for name in names]
 
 
-def domain_tasks(wildcards):
-    """The harness tasks of a domain's own questions."""
-    return [f"testbed_{wildcards.domain}"]
-
-
 def benchmarks(wildcards):
     """Benchmark → harness tasks: the domain's own questions, then the general ones."""
     return json.dumps(
-        {wildcards.domain: domain_tasks(wildcards), **experiment.benchmarks}
+        {wildcards.domain: domain_tasks(wildcards.domain), **experiment.benchmarks}
     )
 
 

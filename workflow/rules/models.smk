@@ -50,6 +50,7 @@ rule model:
         model=model_source,
         content=model_content,
         source=job_source("model"),
+        wildcards=list_wildcards,
     shell:
         "resurface --log {log} model {params.model:q} --output {output.folder}"
 

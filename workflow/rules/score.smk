@@ -164,7 +164,7 @@ rule perplexity:
         source=job_source("perplexity"),
         wildcards=list_wildcards,
         templates=json.dumps(experiment.scoring.templates),
-        tasks=lambda wildcards: json.dumps(domain_tasks(wildcards)),
+        tasks=lambda wildcards: json.dumps(domain_tasks(wildcards.domain)),
         identity=identity,
     shell:
         "resurface --log {log} --threads {threads} perplexity --model {input.model} --original {input.original} "

@@ -6,7 +6,6 @@ rightly fall to both sides alike (a binomial test with p = 1/2; Agresti, *Catego
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -14,11 +13,10 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import binomtest
 
-from resurface.artifacts import read_table
 from resurface.errors import ResurfaceError
 from resurface.reproducibility.manifest import Manifest, place
-from resurface.reproducibility.reproduce import differences
-from resurface.reproducibility.verify import show_plainly, verify
+from resurface.reproducibility.reproduce import differences, read_scored
+from resurface.reproducibility.verify import find_changed, show_plainly, verify
 
 KEY = ["domain", "method", "seed", "attack", "variant", "template", "benchmark", "split"]
 MOST_ROWS = 20
@@ -47,10 +45,10 @@ def read_verified(results: Path, follow_links: bool) -> tuple[Manifest, pd.DataF
             f"{results}: {broken[0].path}: {broken[0].text}; {len(broken)} finding(s) in all, see `resurface audit verify`"
         )
     tables = [name for record in manifest.records.values() if record.rule == "score" for name in record.outputs]
-    columns = [*KEY, "question_id", "correct", "logprobs"]
-    return manifest, pd.concat(
-        [read_table(place(results, name), columns)[columns] for name in tables], ignore_index=True
-    )
+    scores = pd.concat([read_scored(place(results, name)) for name in tables], ignore_index=True)
+    if scores.duplicated([*KEY, "question_id"]).any():
+        raise ResurfaceError(f"{results}: a question is answered twice in its score tables")
+    return manifest, scores
 
 
 def compare_scores(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -108,15 +106,6 @@ def explain(a: Manifest, b: Manifest) -> list[str]:
             name = record.rule if record.name is None else f"{record.rule} {record.name}"
             rules.setdefault(text, []).append(name)
     return lines + [f"{text}: {', '.join(dict.fromkeys(names))}" for text, names in rules.items()]
-
-
-def find_changed(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The dotted keys at which two nested settings differ, with both values."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for name in sorted(a.keys() | b.keys()):
-            yield from find_changed(a.get(name), b.get(name), f"{key}.{name}" if key else name)
-    elif a != b:
-        yield key, a, b
 
 
 def describe_comparison(compared: pd.DataFrame, unshared: list[str], reasons: list[str]) -> Iterator[Table | Text]:

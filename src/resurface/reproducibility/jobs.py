@@ -5,7 +5,8 @@ them. A rule is split by name where methods or attacks share it.
 """
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from typing import Any
 
 from resurface.config import MODELS as REFERENCE_NAMES
 from resurface.config import Experiment, dump_settings
@@ -139,17 +140,68 @@ def shown_folders(experiment: Experiment) -> list[str]:
     return [folder for attack in shown for folder in attack_folders(experiment, attack)]
 
 
-def job_outputs(experiment: Experiment) -> Iterator[str]:
-    """What the command line of each job of an experiment names as output, in the order of the stages."""
-    yield from (DATA.format(domain=name) for name in (*experiment.domains, "general"))
+def all_jobs(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
+    """All jobs of an experiment: what a job's command line names as output → its rule, and the method or the attack."""
+    jobs: dict[str, tuple[str, str | None]] = {DATA.format(domain=name): ("data", None) for name in experiment.domains}
+    jobs[DATA.format(domain="general")] = ("general_questions", None)
     for name in reference_models(experiment):
         if getattr(experiment.models, name) == "pretrain":
-            yield TESTBED.format(model=name)
-        yield MODELS.format(model=name)
-    yield from reported(experiment, UNLEARNED, ["none"], experiment.method_names)
-    for attack in experiment.attack_names:
-        yield from attack_folders(experiment, attack)
-    yield from reported(experiment, SCORES, experiment.attack_names)
-    yield from reported(experiment, REFUSALS, ["none"])
-    yield from reported(experiment, PERPLEXITY, prompt_attacks(experiment), attacked_models(experiment))
-    yield from (SUMMARY, WORST_CASE, PERPLEXITIES, REPORT)
+            jobs[TESTBED.format(model=name)] = ("pretrain", None)
+        jobs[MODELS.format(model=name)] = ("model", None)
+    for name in experiment.method_names:
+        jobs |= dict.fromkeys(reported(experiment, UNLEARNED, ["none"], [name]), ("unlearn", name))
+    for name in experiment.attack_names:
+        jobs |= dict.fromkeys(attack_folders(experiment, name), ("attack", name))
+    prompted = reported(experiment, PERPLEXITY, prompt_attacks(experiment), attacked_models(experiment))
+    jobs |= dict.fromkeys(reported(experiment, SCORES, experiment.attack_names), ("score", None))
+    jobs |= dict.fromkeys(reported(experiment, REFUSALS, ["none"]), ("refusals", None))
+    jobs |= dict.fromkeys(prompted, ("perplexity", None))
+    finals = {SUMMARY: "summarize", WORST_CASE: "worst_case", PERPLEXITIES: "summarize_perplexity", REPORT: "report"}
+    return jobs | {path: (rule, None) for path, rule in finals.items()}
+
+
+def job_facts(experiment: Experiment, output: str, rule: str) -> dict[str, Any]:
+    """What a record must say of a job besides its slice of the configuration, as its output's path and the configuration tell.
+
+    Args:
+        experiment: the whole configuration.
+        output: what the job's command line names as output (`all_jobs`).
+        rule: its rule.
+
+    Returns:
+        `seed`, and settings by key.
+    """
+    parts = output.removesuffix(".parquet").split("/")[2:]
+    if rule == "model":
+        source = getattr(experiment.models, parts[0])
+        named = {"testbed": f"testbed:{parts[0]}", "pretrain": TESTBED.format(model=parts[0])}
+        return {"seed": None, "source": named.get(source, source)}
+    if rule == "pretrain":
+        return {"seed": experiment.pretraining.seed}
+    if rule in ("unlearn", "attack"):
+        return {"seed": int(parts[2].removeprefix("seed"))}
+    if rule not in ("score", "refusals", "perplexity"):
+        return {"seed": None}
+    domain, method, seed, *attack = parts
+    is_seedless = method in REFERENCE_NAMES and (attack or ["none"]) == ["none"]
+    facts: dict[str, Any] = {
+        "domain": domain,
+        "method": method,
+        "seed": None if is_seedless else int(seed.removeprefix("seed")),
+        **({"attack": attack[0]} if attack else {}),
+    }
+    if rule == "perplexity":
+        return {**facts, "tasks": domain_tasks(domain), "templates": experiment.scoring.templates}
+    facts["benchmarks"] = {domain: domain_tasks(domain), **experiment.benchmarks}
+    return facts if rule == "score" else {**facts, "templates": experiment.scoring.templates}
+
+
+def domain_tasks(domain: str) -> list[str]:
+    """The harness tasks of a domain's own questions."""
+    return [f"testbed_{domain}"]
+
+
+def is_output(path: str, output: str, rule: str) -> bool:
+    """Whether a job writes a file, by what its command line names as output."""
+    written = (output, f"{output}.hashes.json")
+    return path in written or path.startswith((f"{output}/", *(["results/figures/"] if rule == "report" else [])))

@@ -18,13 +18,13 @@ from pydantic import Field, ValidationError
 from resurface.artifacts import hash_file, publish
 from resurface.config import Experiment
 from resurface.errors import ResurfaceError
-from resurface.reproducibility.jobs import job_outputs
+from resurface.reproducibility.jobs import all_jobs
 from resurface.reproducibility.record import Record, dump_canonical, record_path
 from resurface.settings.base import Settings
 
 ROOT = "results"
 MANIFEST = "manifest.json"
-MOST_BYTES = 1_000_000_000
+MOST_BYTES = 50_000_000
 TIMESTAMP = ".snakemake_timestamp"  # Snakemake's own, empty, in every folder that a rule declares
 HASHES = ".hashes.json"
 
@@ -84,11 +84,16 @@ def read_manifest(results: Path) -> Manifest:
     """Read the manifest of a results folder.
 
     Raises:
-        ResurfaceError: it is missing or was changed, or a path in it leaves the folder.
+        ResurfaceError: it is missing, a link or was changed, or a path in it leaves the folder.
     """
     path = results / MANIFEST
+    if path.is_symlink():
+        raise ResurfaceError(f"{path}: this is a link; a manifest is a file")
     manifest = read_canonical(path, Manifest)
-    found = compute_digest(manifest.model_dump(mode="json"))
+    try:
+        found = compute_digest(manifest.model_dump(mode="json"))
+    except (ValueError, RecursionError) as error:
+        raise ResurfaceError(f"{path}: this is no readable manifest: {error}") from error
     if found != manifest.digest:
         raise ResurfaceError(
             f"{path}: this file was changed: its digest is {manifest.digest}, its content's is {found}"
@@ -126,7 +131,7 @@ def write_manifest(experiment: Experiment, output: Path) -> Manifest:
     Raises:
         ResurfaceError: a record is missing or broken.
     """
-    paths = [record_path(Path(made)) for made in job_outputs(experiment)]
+    paths = [record_path(Path(made)) for made in all_jobs(experiment)]
     records = {path.as_posix(): read_canonical(path, Record) for path in paths}
     files = {name: found for record in records.values() for name, found in record.outputs.items()}
     folders = [name.removesuffix(HASHES) for name in files if name.endswith(HASHES)]

@@ -20,10 +20,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from resurface.analysis.tables import COUNT, SCORE_KINDS, read_results
 from resurface.artifacts import hash_file, read_table
 from resurface.config import Experiment
 from resurface.errors import ResurfaceError
-from resurface.reproducibility.manifest import HASHES, Manifest, place, read_canonical
+from resurface.reproducibility.manifest import HASHES, Manifest, place, read_canonical, written_by
 from resurface.reproducibility.record import SUFFIX, Record
 from resurface.reproducibility.verify import read_experiment, show_plainly, verify
 
@@ -109,6 +110,7 @@ def reproduce(
     snakefile: Path,
     cores: int,
     follow_links: bool = False,
+    device: str = "auto",
 ) -> Iterator[Outcome]:
     """Run jobs of a results folder again and compare what they write.
 
@@ -121,6 +123,7 @@ def reproduce(
         snakefile: the workflow of this checkout.
         cores: CPU cores to use.
         follow_links: see `verify`.
+        device: where to compute; results made on a GPU can be run again without one, within the tolerances.
 
     Raises:
         ResurfaceError: the folder does not pass, no job has written a target, or there is no workflow.
@@ -138,21 +141,27 @@ def reproduce(
     experiment = read_experiment(manifest)
     for number, members in enumerate(split_into_rounds(manifest, choose_jobs(manifest, targets, sample, seed))):
         folder = scratch / f"round{number}"
-        lay_out(folder, results, manifest, members, experiment)
+        lay_out(folder, results, manifest, members, experiment, device)
         output = run_again(folder, manifest, members, snakefile, cores)
         for path in members:
             yield compare_job(folder, results, manifest, path, output)
 
 
-def lay_out(folder: Path, results: Path, manifest: Manifest, members: list[str], experiment: Experiment) -> None:
-    """Make a folder in which everything is as recorded, by links, but for what some jobs have written."""
-    made_anew = {name for path in members for name in (path, *manifest.records[path].outputs)}
-    for record_path, record in manifest.records.items():
-        for name in {record_path, *record.outputs} - made_anew:
-            link = folder / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(place(results, name).resolve())
-    config: dict[str, Any] = experiment.model_dump(mode="json")
+def lay_out(
+    folder: Path, results: Path, manifest: Manifest, members: list[str], experiment: Experiment, device: str
+) -> None:
+    """Make a folder that holds the recorded inputs of some jobs, as links, and the configuration."""
+    writers = written_by(manifest.records)
+    read = {name for path in members for name in manifest.records[path].inputs}
+    for name in read:
+        made = manifest.records[writers[name]].outputs
+        inside = f"{name.removesuffix(HASHES)}/" if name.endswith(HASHES) else name
+        for each in (name, *(other for other in made if other.startswith(inside))):
+            link = folder / each
+            if not link.is_symlink():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(place(results, each).resolve())
+    config: dict[str, Any] = {**experiment.model_dump(mode="json"), "device": device}
     for kind in ("methods", "attacks"):  # a section that is null would be switched on, with its defaults
         config[kind] = {name: settings for name, settings in config[kind].items() if settings is not None}
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,31 +226,49 @@ def compare_files(one: Path, other: Path) -> str | None:
         return "is not written any more"
     if hash_file(one) == hash_file(other):
         return None
-    if one.suffix == ".parquet":
-        return compare_tables(read_table(one, [], True), read_table(other, [], True))
-    if one.suffix == ".safetensors":
-        return compare_tensors(one, other)
+    try:
+        if one.suffix == ".parquet":
+            return compare_tables(one, other)
+        if one.suffix == ".safetensors":
+            return compare_tensors(one, other)
+    except (ResurfaceError, ValueError, TypeError) as error:
+        return f"cannot be compared: {error}"
     return "has other content, and only tables and tensors have tolerances"
 
 
-def compare_tables(one: pd.DataFrame, other: pd.DataFrame) -> str | None:
+def read_scored(path: Path) -> pd.DataFrame:
+    """Read a score table and check that its predictions and what is correct follow from its log-probabilities.
+
+    Raises:
+        ResurfaceError: they do not, or the table is broken.
+    """
+    table = read_results(path, {**SCORE_KINDS, "answer": COUNT, "prediction": COUNT})
+    best = np.array([int(np.argmax(values)) for values in table["logprobs"]])
+    is_known = np.array([bool(np.isfinite(values).all()) for values in table["logprobs"]])
+    follows = (table["prediction"] == best) & (table["correct"] == (table["prediction"] == table["answer"]))
+    if not (is_known & follows).all():
+        raise ResurfaceError(f"{path}: what it says is correct does not follow from its log-probabilities and answers")
+    return table
+
+
+def compare_tables(one: Path, other: Path) -> str | None:
     """What differs between two tables beyond the tolerances, or None; rows are compared in their order."""
-    if list(one.columns) != list(other.columns) or len(one) != len(other):
-        return f"has {len(other)} rows of {len(other.columns)} columns; recorded are {len(one)} of {len(one.columns)}"
-    is_scores = "logprobs" in one
+    is_scores = "logprobs" in read_table(one, [], True)
+    a, b = (read_scored(path) if is_scores else read_table(path, [], True) for path in (one, other))
+    if list(a.columns) != list(b.columns) or len(a) != len(b):
+        return f"has {len(b)} rows of {len(b.columns)} columns; recorded are {len(a)} of {len(a.columns)}"
     if is_scores:
-        apart = max(
-            (float(np.abs(a - b).max()) for a, b in zip(one["logprobs"], other["logprobs"], strict=True)), default=0
-        )
-        changed = float((one["prediction"] != other["prediction"]).mean())
-        if apart > LOGPROB_TOLERANCE or changed > PREDICTION_TOLERANCE:
+        apart = max((float(np.abs(x - y).max()) for x, y in zip(a["logprobs"], b["logprobs"], strict=True)), default=0)
+        changed = float((a["prediction"] != b["prediction"]).mean())
+        if not (apart <= LOGPROB_TOLERANCE and changed <= PREDICTION_TOLERANCE):
             return f"log-probabilities differ by up to {apart:.3g} nats, {changed:.1%} of the predictions"
-    for column in one.columns.difference(["logprobs", "prediction", "correct"] if is_scores else []):
-        a, b = one[column], other[column]
-        if pd.api.types.is_float_dtype(a) and pd.api.types.is_float_dtype(b):
-            is_same = np.allclose(a, b, rtol=NUMBER_TOLERANCE, atol=NUMBER_TOLERANCE, equal_nan=True)
+    # What is correct follows from the predictions, in both (`read_scored`).
+    for column in a.columns.difference(["logprobs", "prediction", "correct"] if is_scores else []):
+        x, y = a[column], b[column]
+        if pd.api.types.is_float_dtype(x) and pd.api.types.is_float_dtype(y):
+            is_same = np.allclose(x, y, rtol=NUMBER_TOLERANCE, atol=NUMBER_TOLERANCE, equal_nan=True)
         else:
-            is_same = a.map(repr).equals(b.map(repr))
+            is_same = x.map(repr).equals(y.map(repr))
         if not is_same:
             return f"the column {column} differs"
     return None
@@ -256,7 +283,7 @@ def compare_tensors(one: Path, other: Path) -> str | None:
         return "holds other tensors"
     for name, value in recorded.items():
         apart = (value.double() - again[name].double()).norm() / value.double().norm().clamp(min=1e-12)
-        if apart > TENSOR_TOLERANCE:
+        if not apart <= TENSOR_TOLERANCE:  # NaN is no agreement
             return f"the tensor {name} differs by {apart.item():.2g} of its norm"
     return None
 

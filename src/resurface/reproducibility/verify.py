@@ -7,6 +7,7 @@ are followed only if asked for, and names are printed with their control charact
 import hashlib
 import json
 import os
+import reprlib
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from resurface.artifacts import hash_file
-from resurface.config import Experiment, explain_faults
+from resurface.config import MOST_BYTES, Experiment, dump_settings, explain_faults
 from resurface.errors import ResurfaceError
-from resurface.reproducibility.jobs import NAMED, RULES, job_outputs, job_settings, job_source
+from resurface.reproducibility.jobs import all_jobs, is_output, job_facts, job_settings, job_source
 from resurface.reproducibility.manifest import (
     MANIFEST,
     ROOT,
@@ -30,9 +31,12 @@ from resurface.reproducibility.manifest import (
     read_manifest,
     written_by,
 )
-from resurface.reproducibility.record import Record, dump_canonical, record_path
+from resurface.reproducibility.record import SUFFIX, dump_canonical
 
-Kind = Literal["missing", "changed", "stranger", "unreadable", "link", "lineage", "source", "settings"]
+LOGS = f"{ROOT}/logs"
+MOST_ROWS = 100  # printed; more say no more
+
+Kind = Literal["missing", "changed", "stranger", "unreadable", "link", "lineage", "job", "source", "settings"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Finding:
 
     Attributes:
         kind: what is wrong: a file is missing, was changed, is a stranger, cannot be read or is a link; the lineage is broken;
-            a job ran other source than this checkout's, or other settings than the configuration's.
+            a record is not of the job whose place it has; a job ran other source than this checkout's, or other settings than
+            the configuration's.
         path: the file, as recorded.
         text: what was found, for the reader.
     """
@@ -72,13 +77,15 @@ def verify(
     if not results.is_dir():
         raise ResurfaceError(f"{results}: no such folder; name the folder that holds {MANIFEST}")
     manifest = read_manifest(results)
-    experiment = experiment or read_experiment(manifest)
+    recorded = read_experiment(manifest)
+    jobs = all_jobs(recorded)
     findings = [
         *find_changes(results, manifest, follow_links),
         *find_strangers(results, manifest, follow_links),
         *find_broken_lineage(manifest),
-        *find_other_source(manifest),
-        *find_other_jobs(manifest, experiment),
+        *find_other_source(manifest, jobs),
+        *find_other_jobs(manifest, recorded, jobs),
+        *(find_other_configuration(manifest, experiment) if experiment else ()),
     ]
     return manifest, sorted(findings, key=lambda finding: (finding.path, finding.kind))
 
@@ -87,16 +94,13 @@ def find_changes(results: Path, manifest: Manifest, follow_links: bool) -> Itera
     """Recorded files that are missing, cannot be read, or have other content."""
     for path, recorded in manifest.files.items():
         file = place(results, path)
-        link = find_link(file, results)
-        if link and not follow_links:
-            yield Finding(
-                "link",
-                path,
-                f"{link} is a link to {link.readlink()}; --follow-links reads what it points to, wherever it is",
-            )
-            continue
+        link = None
         try:
-            if not stat.S_ISREG(file.stat().st_mode):
+            link = find_link(file, results)
+            if link and not follow_links:
+                text = f"{link} is a link to {link.readlink()}; --follow-links reads what it points to, wherever it is"
+                yield Finding("link", path, text)
+            elif not stat.S_ISREG(file.stat().st_mode):
                 yield Finding("changed", path, "this is no regular file any more")
             elif hash_file(file) != recorded:
                 yield Finding("changed", path, "its content is not what was recorded")
@@ -122,13 +126,15 @@ def find_strangers(results: Path, manifest: Manifest, follow_links: bool) -> Ite
     while waiting:
         folder, prefix = waiting.pop()
         try:
-            entries = list(os.scandir(folder))
+            entries = [
+                (entry, entry.is_dir(follow_symlinks=follow_links and f"{prefix}/{entry.name}" in folders))
+                for entry in os.scandir(folder)
+            ]
         except OSError as error:
             yield Finding("unreadable", prefix, f"this folder cannot be read: {error.strerror}")
             continue
-        for entry in entries:
+        for entry, is_folder in entries:
             path = f"{prefix}/{entry.name}"
-            is_folder = entry.is_dir(follow_symlinks=path in folders and follow_links)
             if is_folder and (path in folders or not entry.is_symlink()):
                 waiting.append((Path(entry.path), path))
             elif path not in known and not (entry.is_symlink() and path in folders):
@@ -154,28 +160,12 @@ def find_broken_lineage(manifest: Manifest) -> Iterator[Finding]:
                 yield Finding("lineage", name, f"{path} has written other content than the manifest lists")
 
 
-def find_other_source(manifest: Manifest) -> Iterator[Finding]:
-    """Jobs that ran other source than this checkout's, and jobs that this checkout does not know."""
+def find_other_source(manifest: Manifest, jobs: dict[str, tuple[str, str | None]]) -> Iterator[Finding]:
+    """Jobs that ran other source than this checkout's."""
     for path, record in manifest.records.items():
-        fault = check_rule(record)
-        if fault:
-            yield Finding("source", path, fault)
-        elif record.source != job_source(record.rule, record.name):
-            yield Finding(
-                "source",
-                path,
-                f"its job ran source {record.source}; this checkout's is {job_source(record.rule, record.name)}",
-            )
-
-
-def check_rule(record: Record) -> str | None:
-    """What is wrong with the rule and the name that a record claims, if anything."""
-    if record.rule not in RULES:
-        return f"found the rule {record.rule!r}; known are {', '.join(RULES)}"
-    names = NAMED.get(record.rule, {None: None})
-    if record.name not in names:
-        return f"found {record.rule} {record.name!r}; known are {', '.join(map(str, names))}"
-    return None
+        job = jobs.get(path.removesuffix(SUFFIX))
+        if job and record.source != job_source(*job):
+            yield Finding("source", path, f"its job ran source {record.source}; this checkout's is {job_source(*job)}")
 
 
 def read_experiment(manifest: Manifest) -> Experiment:
@@ -185,38 +175,67 @@ def read_experiment(manifest: Manifest) -> Experiment:
         ResurfaceError: this checkout knows no such configuration.
     """
     try:
-        return Experiment.model_validate(manifest.experiment)
+        experiment = Experiment.model_validate(manifest.experiment)
+        if len(dump_settings(experiment)) > MOST_BYTES:
+            raise ResurfaceError(f"{ROOT}/{MANIFEST}: its configuration is too long to have been run")
+        return experiment
     except ValidationError as error:
         faults = "\n".join(explain_faults(error, Experiment))
         raise ResurfaceError(f"{ROOT}/{MANIFEST}: its configuration is none of this checkout's\n{faults}") from None
 
 
-def find_other_jobs(manifest: Manifest, experiment: Experiment) -> Iterator[Finding]:
-    """Jobs of the configuration that are not recorded, others that are, and jobs that ran with other settings."""
-    asked = {record_path(Path(output)).as_posix() for output in job_outputs(experiment)}
-    for path in sorted(asked - manifest.records.keys()):
-        yield Finding("missing", path, "the configuration asks for this job, and the manifest has no record of it")
-    for path in sorted(manifest.records.keys() - asked):
-        yield Finding("stranger", path, "the configuration does not ask for this job")
-    for path, record in manifest.records.items():
-        if check_rule(record):
+def find_other_jobs(
+    manifest: Manifest, experiment: Experiment, jobs: dict[str, tuple[str, str | None]]
+) -> Iterator[Finding]:
+    """Jobs of the configuration that are not recorded, others that are, and jobs that were not what the configuration says."""
+    records = {path.removesuffix(SUFFIX): record for path, record in manifest.records.items()}
+    for output in sorted(jobs.keys() - records.keys()):
+        missing = f"{output}{SUFFIX}"
+        yield Finding("missing", missing, "the configuration asks for this job, and the manifest has no record of it")
+    for output, record in records.items():
+        path = f"{output}{SUFFIX}"
+        if output not in jobs:
+            yield Finding("stranger", path, "the configuration does not ask for this job")
             continue
-        allowed: dict[str, Any] = json.loads(job_settings(experiment, record.rule, record.name))
-        other = [key for key, value in allowed.items() if record.settings.get(key) != value]
-        if other:
-            yield Finding(
-                "settings",
-                path,
-                f"its job ran with {other[0]} {record.settings.get(other[0])!r}; the configuration says "
-                f"{allowed[other[0]]!r}",
-            )
+        rule, name = jobs[output]
+        if (record.rule, record.name) != (rule, name):
+            yield Finding("job", path, f"it says that it is of {record.rule} {record.name}; it is of {rule} {name}")
+            continue
+        claimed = next((made for made in record.outputs if not is_output(made, output, rule)), None)
+        if claimed or not (record.log or f"{LOGS}/").startswith(f"{LOGS}/"):
+            yield Finding("job", path, f"it claims {claimed or record.log}, which {rule} does not write there")
+        facts = job_facts(experiment, output, rule)
+        said = {**record.settings, "seed": record.seed}
+        for key, allowed in {**json.loads(job_settings(experiment, rule, name)), **facts}.items():
+            if said.get(key) != allowed:
+                text = f"its job ran with {key} {reprlib.repr(said.get(key))}; the configuration says {reprlib.repr(allowed)}"
+                yield Finding("settings", path, text)
+
+
+def find_other_configuration(manifest: Manifest, experiment: Experiment) -> Iterator[Finding]:
+    """Keys at which the manifest's configuration is another; the device may differ."""
+    for key, recorded, asked in find_changed(manifest.experiment, experiment.model_dump(mode="json")):
+        if key != "device":
+            text = f"{key}: it comes from {reprlib.repr(recorded)}; the configuration says {reprlib.repr(asked)}"
+            yield Finding("settings", f"{ROOT}/{MANIFEST}", text)
+
+
+def find_changed(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys at which two nested settings differ, with both values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in sorted(a.keys() | b.keys()):
+            yield from find_changed(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+    elif a != b:
+        yield key, a, b
 
 
 def tabulate_findings(findings: list[Finding]) -> Table:
     """Findings for the terminal; what a stranger's file names say to terminals is escaped."""
     table = Table("finding", "file", "what was found", box=SIMPLE_HEAD)
-    for finding in findings:
+    for finding in findings[:MOST_ROWS]:
         table.add_row(finding.kind, Text(show_plainly(finding.path)), Text(show_plainly(finding.text)))
+    if len(findings) > MOST_ROWS:
+        table.caption = f"and {len(findings) - MOST_ROWS} more"
     return table
 
 
