@@ -443,7 +443,7 @@ def report(
     """Write the report and its figures."""
     import pandas as pd
 
-    from resurface.analysis.figures import FIGURES, write_figures
+    from resurface.analysis.figures import FIGURES, FOUND_FIGURES, write_figures
     from resurface.analysis.findings import find_folders, read_findings
     from resurface.analysis.report import write_report
     from resurface.analysis.tables import (
@@ -458,7 +458,7 @@ def report(
     table = read_results(summary, SUMMARY_KINDS)
     shown = [folder for _, folder, _ in find_folders(attacks, table)] if attacks else []
     inputs = [summary, worst_case, *(refusals or []), *([perplexity] if perplexity else []), *shown]
-    drawn = [figures / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
+    drawn = [figures / f"{name}.{kind}" for name in (*FIGURES, *FOUND_FIGURES) for kind in ("svg", "png")]
     with _recording("report", output, inputs, {"experiment": described}, outputs=[output, *drawn]):
         worst = read_results(worst_case, WORST_CASE_KINDS, is_empty_allowed=True)
         refused = pd.concat([read_results(path, REFUSAL_KINDS) for path in refusals]) if refusals else None
