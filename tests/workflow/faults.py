@@ -76,12 +76,16 @@ def find_victims(run: subprocess.Popen) -> dict[str, list[psutil.Process]]:
     return found | {"everything": [*found["scheduler"], *jobs]}
 
 
-def kill_some(victims: dict[str, list[psutil.Process]], draw: random.Random) -> str | None:
-    """Kill one process, or all of them as when a node dies; the kind that was hit, None if nothing was there."""
+def kill_some(victims: dict[str, list[psutil.Process]], hits: Counter[str], draw: random.Random) -> str | None:
+    """Kill one process, or all of them as when a node dies, of a kind that was hit least before.
+
+    Returns:
+        the kind that was hit, None if nothing was there.
+    """
     kinds = [kind for kind in KINDS if victims[kind]]
     if not kinds:
         return None
-    kind = draw.choice(kinds)
+    kind = min(draw.sample(kinds, len(kinds)), key=hits.__getitem__)
     hit = 0
     for process in victims[kind] if kind == "everything" else [draw.choice(victims[kind])]:
         with suppress(psutil.NoSuchProcess):
@@ -109,7 +113,10 @@ def run_chain(project: Path, kills: int, longest_wait: float, draw: random.Rando
     while True:
         run = start(project, log)
         hits_before = hits.total()
-        moment = None  # counted from when jobs run
+        moment = (
+            None  # counted from when jobs run, or from when they run in workers: before that, each imports for itself
+        )
+        awaited = draw.choice(["command", "worker"])
         end = time.monotonic() + LONGEST_RUN_SECONDS
         while run.poll() is None:
             assert time.monotonic() < end, log.read_text()[-5000:]
@@ -118,13 +125,13 @@ def run_chain(project: Path, kills: int, longest_wait: float, draw: random.Rando
                 continue
             victims = find_victims(run)  # takes a while, so it is not asked all the time
             seen.update(process for processes in victims.values() for process in processes)
-            if moment is None and victims["command"]:
+            if moment is None and victims[awaited]:
                 moment = time.monotonic() + draw.uniform(0, longest_wait)
             elif moment is not None:
-                kind = kill_some(victims, draw)
+                kind = kill_some(victims, hits, draw)
                 if kind is not None:
                     hits[kind] += 1
-                    moment = None
+                    moment, awaited = None, draw.choice(["command", "worker"])
         if run.returncode == 0:
             break
         assert hits.total() > hits_before, f"this run failed although nothing hit it:\n{log.read_text()[-8000:]}"

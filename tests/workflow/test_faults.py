@@ -30,7 +30,7 @@ SHORT = {
             "start_length": 6,
             "questions": 3,
             "steps": 8,
-            "snapshots": 2,
+            "snapshots": 1,
             "candidates": 6,
             "buffer": 4,
             "minimum_lengths": [2, 3],
@@ -54,7 +54,8 @@ LONG = SHORT | {
     },
     "attacks": SHORT["attacks"]
     | {
-        "orthogonalization": {"references": ["original"], "block_sets": {"2": [2]}, "skip_tokens": 16},
+        "orthogonalization": {"references": ["original"], "block_sets": {"2": [2]}, "skip_tokens": 16}
+        | {"questions": 24},
         "pruning": {"datasets": {"corpus": {"forget": "corpus", "utility": "questions"}}, "p": [5.0], "q": [2.5]}
         | {"samples": 12},
         "logit_lens": {"streams": ["block"], "blocks": [2, 5]},
