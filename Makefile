@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test science faults cluster check environment schema pretrain clean
+.PHONY: demo test audit science faults cluster check environment schema pretrain clean
 
 demo: environment
 	snakemake --cores all
@@ -14,6 +14,9 @@ demo: environment
 
 test: environment
 	pytest
+
+audit: environment
+	pytest -m audit
 
 science: environment
 	pytest -m science

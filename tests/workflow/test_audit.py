@@ -22,7 +22,7 @@ from resurface.reproducibility.manifest import compute_digest, place, read_manif
 from resurface.reproducibility.record import dump_canonical
 from resurface.reproducibility.verify import show_plainly, verify
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.audit
 
 SCORES = "results/scores/xenotoxicology/rmu/seed0/none.parquet"
 CHANGES = 200

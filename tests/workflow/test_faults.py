@@ -93,7 +93,7 @@ def test_chains_of_kills_end_like_an_unbroken_run(unbroken, tmp_path):
     assert set(hits) == set(KINDS), "every kind of process was hit"
 
 
-@pytest.mark.slow
+@pytest.mark.audit
 def test_a_short_chain_of_kills_ends_like_an_unbroken_run(tmp_path):
     reference = make_experiment(tmp_path / "unbroken" / "resurface", SHORT)
     run_unbroken(reference)

@@ -9,7 +9,7 @@ import yaml
 from cluster import make_environment, run_snakemake
 from conftest import ROOT, make_project, snakemake
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.audit
 
 PROFILES = {path.parent.name: path for path in ROOT.glob("profiles/*/config.yaml")}
 
