@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from resurface.errors import ResurfaceError
 from resurface.reproducibility.manifest import Manifest, place
 from resurface.reproducibility.reproduce import differences, read_scored
-from resurface.reproducibility.verify import find_changed, show_plainly, verify
+from resurface.reproducibility.verify import find_changed, require_verified, show_plainly
 
 KEY = ["domain", "method", "seed", "attack", "variant", "template", "benchmark", "split"]
 MOST_ROWS = 20
@@ -38,12 +38,7 @@ def read_verified(results: Path, follow_links: bool) -> tuple[Manifest, pd.DataF
     Raises:
         ResurfaceError: they are not, or the folder holds no scores.
     """
-    manifest, findings = verify(results, follow_links=follow_links)
-    broken = [finding for finding in findings if finding.kind not in ("source", "settings")]
-    if broken:
-        raise ResurfaceError(
-            f"{results}: {broken[0].path}: {broken[0].text}; {len(broken)} finding(s) in all, see `resurface audit verify`"
-        )
+    manifest = require_verified(results, follow_links, apart_from=("source", "settings"))
     tables = [name for record in manifest.records.values() if record.rule == "score" for name in record.outputs]
     scores = pd.concat([read_scored(place(results, name)) for name in tables], ignore_index=True)
     if scores.duplicated([*KEY, "question_id"]).any():

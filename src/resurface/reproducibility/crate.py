@@ -15,7 +15,8 @@ from resurface.artifacts import publish
 from resurface.errors import ResurfaceError
 from resurface.reproducibility.manifest import MANIFEST, ROOT, place
 from resurface.reproducibility.record import Record
-from resurface.reproducibility.verify import verify
+from resurface.reproducibility.reproduce import check_workflow
+from resurface.reproducibility.verify import require_verified
 
 PROFILES = {
     "https://w3id.org/ro/wfrun/process/0.5": "Process Run Crate",
@@ -43,16 +44,8 @@ def export_crate(
     """
     if output.exists():
         raise ResurfaceError(f"{output}: this is there already; name a new folder")
-    if not snakefile.is_file():
-        raise ResurfaceError(
-            f"{snakefile}: no such file; start this in a checkout of the workflow, or name its Snakefile"
-        )
-    manifest, findings = verify(results, follow_links=follow_links)
-    grave = [finding for finding in findings if finding.kind != "source"]
-    if grave:
-        raise ResurfaceError(
-            f"{results}: {grave[0].path}: {grave[0].text}; {len(grave)} finding(s) in all, see `resurface audit verify`"
-        )
+    check_workflow(snakefile)
+    manifest = require_verified(results, follow_links)
     crate = ROCrate(version="1.1")
     crate.name = "Resurface: what unlearned models still know"
     crate.description = "Models are unlearned and attacked, and a summary says what resurfaces, next to a control that never learned it."

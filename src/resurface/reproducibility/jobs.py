@@ -44,14 +44,13 @@ SOURCES: dict[str, list[tuple[str, ...]]] = {
     "report": [("resurface.analysis.report", "analysis/report.html.jinja"), ("resurface.analysis.figures",)],
 }
 NAMED = {"unlearn": METHODS, "attack": ATTACKS}
-RULES = (*SOURCES, *NAMED)
 
 
 def job_source(rule: str, name: str | None = None) -> str:
     """The fingerprint of the source that a rule's jobs run.
 
     Args:
-        rule: one of `RULES`.
+        rule: a key of `SOURCES` or `NAMED`.
         name: the method of `unlearn`, the attack of `attack`.
     """
     sources = SOURCES[rule] if name is None else [(NAMED[rule][name].module,)]
@@ -63,7 +62,7 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
 
     Args:
         experiment: the whole configuration.
-        rule: one of `RULES`.
+        rule: a key of `SOURCES` or `NAMED`.
         name: the method of `unlearn`, the attack of `attack`.
     """
     if name is not None:

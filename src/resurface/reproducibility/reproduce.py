@@ -26,7 +26,7 @@ from resurface.config import Experiment
 from resurface.errors import ResurfaceError
 from resurface.reproducibility.manifest import HASHES, Manifest, place, read_canonical, written_by
 from resurface.reproducibility.record import SUFFIX, Record
-from resurface.reproducibility.verify import read_experiment, show_plainly, verify
+from resurface.reproducibility.verify import read_experiment, require_verified, show_plainly
 
 LOGPROB_TOLERANCE = 0.05  # nats: largest difference of a choice's log-probability
 PREDICTION_TOLERANCE = 0.01  # share of questions that may be answered otherwise
@@ -101,6 +101,18 @@ def split_into_rounds(manifest: Manifest, chosen: list[str]) -> list[list[str]]:
     return rounds
 
 
+def check_workflow(snakefile: Path) -> None:
+    """Check that a workflow is there.
+
+    Raises:
+        ResurfaceError: it is not.
+    """
+    if not snakefile.is_file():
+        raise ResurfaceError(
+            f"{snakefile}: no such file; start this in a checkout of the workflow, or name its Snakefile"
+        )
+
+
 def reproduce(
     results: Path,
     targets: list[str],
@@ -128,16 +140,8 @@ def reproduce(
     Raises:
         ResurfaceError: the folder does not pass, no job has written a target, or there is no workflow.
     """
-    if not snakefile.is_file():
-        raise ResurfaceError(
-            f"{snakefile}: no such file; start this in a checkout of the workflow, or name its Snakefile"
-        )
-    manifest, findings = verify(results, follow_links=follow_links)
-    grave = [finding for finding in findings if finding.kind != "source"]
-    if grave:
-        raise ResurfaceError(
-            f"{results}: {grave[0].path}: {grave[0].text}; {len(grave)} finding(s) in all, see `resurface audit verify`"
-        )
+    check_workflow(snakefile)
+    manifest = require_verified(results, follow_links)
     experiment = read_experiment(manifest)
     for number, members in enumerate(split_into_rounds(manifest, choose_jobs(manifest, targets, sample, seed))):
         folder = scratch / f"round{number}"

@@ -9,7 +9,7 @@ import json
 import os
 import reprlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -88,6 +88,21 @@ def verify(
         *(find_other_configuration(manifest, experiment) if experiment else ()),
     ]
     return manifest, sorted(findings, key=lambda finding: (finding.path, finding.kind))
+
+
+def require_verified(results: Path, follow_links: bool, apart_from: Collection[str] = ("source",)) -> Manifest:
+    """The manifest of a results folder that passes `verify`, apart from some kinds of findings.
+
+    Raises:
+        ResurfaceError: it does not pass.
+    """
+    manifest, findings = verify(results, follow_links=follow_links)
+    grave = [finding for finding in findings if finding.kind not in apart_from]
+    if grave:
+        raise ResurfaceError(
+            f"{results}: {grave[0].path}: {grave[0].text}; {len(grave)} finding(s) in all, see `resurface audit verify`"
+        )
+    return manifest
 
 
 def find_changes(results: Path, manifest: Manifest, follow_links: bool) -> Iterator[Finding]:
