@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,10 @@ def hash_folder(folder: Path) -> dict[str, str]:
         for name in names
         if name != ".snakemake_timestamp"
     )
-    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files if path.is_file()}
+    files = [path for path in files if path.is_file()]
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock alone, and a large checkpoint is several files
+        hashes = pool.map(hash_file, files)
+        return {path.relative_to(folder).as_posix(): found for path, found in zip(files, hashes, strict=True)}
 
 
 def hashes_path(folder: Path) -> Path:

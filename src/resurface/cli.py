@@ -217,24 +217,35 @@ def unlearn(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     resume: ResumeOption = Path("results/.resume"),
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the model out.")] = 1,
+    accelerate: Annotated[Path, typer.Option(help="How they do: a configuration of accelerate.")] = Path(
+        "envs/accelerate/fsdp2.yaml"
+    ),
 ) -> None:
     """Unlearn a domain with a method and write the checkpoint."""
-    from importlib import import_module
-
     from resurface.artifacts import check_folder
+    from resurface.reproducibility.record import note_use
     from resurface.reproducibility.resume import holding_job, resume_folder
 
     entry = _find_entry("METHODS", method)
     chosen = _read_settings(entry.settings_class(), settings)
+    if gpus > 1 and (not entry.is_sharded or chosen.adapter == "lora"):
+        raise ResurfaceError(
+            f"--gpus: found {gpus}; {method} with adapter {chosen.adapter} trains few weights, on one GPU. Leave the option out"
+        )
     check_folder(model)
     place = resume_folder(resume, entry.module, chosen.model_dump_json(), f"seed{seed}", model, data)
     inputs = [model, *sorted(data.glob("*.parquet"))]
     with holding_job(place, output), _recording("unlearn", output, inputs, chosen, method, seed):
         from resurface.models import pick_device
+        from resurface.unlearning.launch import launch, unlearn_within_memory
         from resurface.unlearning.training import Run
 
         run = Run(model, data, output, place, seed, pick_device(device))
-        import_module(entry.module).unlearn(run, chosen)
+        if gpus == 1:
+            unlearn_within_memory(entry.module, run, chosen)
+        else:
+            note_use(launch(entry.module, run, chosen, accelerate, gpus))
 
 
 @app.command()

@@ -21,7 +21,7 @@ from resurface.artifacts import read_json
 from resurface.checkpoints import BUNDLED
 from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
-from resurface.settings.base import DistinctList, Seed, Settings
+from resurface.settings.base import DistinctList, PositiveInt, Seed, Settings
 from resurface.settings.data import TestbedSettings
 from resurface.settings.scoring import PerplexitySettings, RefusalSettings, ScoringSettings
 from resurface.settings.summary import SummarySettings
@@ -103,6 +103,9 @@ class Experiment(Settings):
     seeds: DistinctList[Seed] = Field([0], description="seeds of unlearning and attack; each is run once")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", description="auto, cpu, cuda or cuda:<number>"
+    )
+    training_gpus: PositiveInt = Field(
+        1, description="GPUs that share a model out while all its weights are trained (FSDP2), as one job"
     )
     models: Models = Models()
     benchmarks: dict[Name, DistinctList[Task]] = Field(

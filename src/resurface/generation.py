@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from resurface.models import run_within_memory
+
 
 @torch.inference_mode()
 def generate_tokens(model: Any, tokenizer: Any, texts: list[str], new_tokens: int, batch_size: int) -> list[list[int]]:
@@ -21,15 +23,19 @@ def generate_tokens(model: Any, tokenizer: Any, texts: list[str], new_tokens: in
         the tokens of each reply, up to and including EOS: one at least.
     """
     replies: list[list[int]] = []
-    for start in tqdm(range(0, len(texts), batch_size), desc="generate", disable=None):
-        batch = texts[start : start + batch_size]
-        inputs = tokenizer(batch, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+
+    def reply(part: slice) -> None:
+        inputs = tokenizer(texts[part], return_tensors="pt", padding=True, padding_side="left").to(model.device)
         tokens = model.generate(
             **inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
         for row in tokens[:, inputs["input_ids"].shape[1] :].tolist():
             end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
             replies.append(row[:end])
+        progress.update(len(texts[part]))
+
+    with tqdm(total=len(texts), desc="generate", disable=None) as progress:
+        run_within_memory(len(texts), lambda _start: batch_size, reply)
     return replies
 
 

@@ -3,9 +3,10 @@
 Layers are 0-based blocks everywhere, and `h_ℓ` is the *output* of block ℓ (design §7).
 """
 
+import logging
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from resurface.artifacts import naming_unreadable, read_json_object
 from resurface.checkpoints import check_checkpoint
 from resurface.errors import ResurfaceError
+
+log = logging.getLogger("resurface")
 
 
 def pick_device(name: str) -> torch.device:
@@ -194,19 +198,27 @@ def recording(model: PreTrainedModel, blocks: list[int], stop: bool = True) -> I
             handle.remove()
 
 
-def run_decoder(model: PreTrainedModel, input_ids: torch.Tensor | None = None, **inputs: Any) -> Any:
+def run_decoder(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+    **inputs: Any,
+) -> Any:
     """Run the decoder (without its head).
 
     Args:
         model: the decoder.
         input_ids: `[batch, seq]`; right-padded batches of a causal model need no mask.
+        weights: what to put in the place of some of its parameters, by name.
         inputs: what else the decoder takes; keys and values are not kept unless `use_cache` says so.
 
     Returns:
         the decoder's output, or None after an early end by `recording`, which is no error.
     """
     try:
-        return model.get_decoder()(input_ids=input_ids, **{"use_cache": False, **inputs})
+        decoder = model.get_decoder()
+        inputs = {"input_ids": input_ids, "use_cache": False, **inputs}
+        return decoder(**inputs) if weights is None else functional_call(decoder, weights, kwargs=inputs)
     except _Reached:
         return None
 
@@ -241,6 +253,63 @@ def batch_rows(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[lis
         count = max(1, batch_tokens // max(1, len(rows[order[start]])))
         yield order[start : start + count]
         start += count
+
+
+def for_batches(rows: Sequence[Sequence[int]], batch_tokens: int, run: Callable[[list[int]], None]) -> None:
+    """Run over rows in the batches of `batch_rows`, or in smaller ones where memory runs out.
+
+    Args:
+        rows: token ids.
+        batch_tokens: padded tokens in a batch at most; one row at least.
+        run: does the work for the rows at the given positions; it may be called again for rows that it has begun.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room for a single row.
+    """
+    order = [position for batch in batch_rows(rows, batch_tokens) for position in batch]
+    run_within_memory(
+        len(order), lambda start: batch_tokens // max(1, len(rows[order[start]])), lambda part: run(order[part])
+    )
+
+
+def run_within_memory(
+    count: int, size_from: Callable[[int], int], run: Callable[[slice], None], halvings: int = 0
+) -> int:
+    """Run over items in batches. One that memory has no room for is halved, with all after it, and the log says so.
+
+    Args:
+        count: how many items there are.
+        size_from: how many to take at once from a place on; one at least is taken.
+        run: does the work for a part of the items; it may be called again for items that it has begun.
+        halvings: how often to halve each batch from the beginning.
+
+    Returns:
+        how often batches are halved at the end.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room for a single item.
+    """
+    start = 0
+    while start < count:
+        size = max(1, size_from(start) >> halvings)
+        if _has_room(run, slice(start, start + size), size == 1):
+            start += size
+        else:
+            halvings += 1
+            torch.cuda.empty_cache()
+            log.warning("out of memory with %d at once; going on with half as many", size)
+    return halvings
+
+
+def _has_room(run: Callable[[slice], None], part: slice, is_last: bool) -> bool:
+    """Run a part; once this is over, no exception keeps its tensors alive."""
+    try:
+        run(part)
+    except torch.OutOfMemoryError:
+        if is_last:
+            raise
+        return False
+    return True
 
 
 def sum_logprobs(
@@ -293,11 +362,14 @@ def predict_letters(
     weight = head.weight[finals].float()
     bias = None if head.bias is None else head.bias[finals].float()
     answers = [""] * len(rows)
-    for positions in batch_rows(rows, batch_tokens):
+
+    def answer(positions: list[int]) -> None:
         batch = [rows[position] for position in positions]
         hidden = model.get_decoder()(pad_right(batch, 0).to(model.device), use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(batch)), torch.tensor([len(row) - 1 for row in batch])]
         best = nn.functional.linear(last.float(), weight, bias).argmax(-1).tolist()
         for position, choice in zip(positions, best, strict=True):
             answers[position] = letters[choice]
+
+    for_batches(rows, batch_tokens, answer)
     return answers

@@ -18,6 +18,7 @@ class Entry:
         changes_prompts: whether the attack works through the prompt, so that perplexity under it is measured.
         transfers: the setting of what it looks for on the model itself: what it found for that on one method's model is also
             scored on all other models. None, or a setting that holds nothing: there is nothing of the kind.
+        is_sharded: whether the method can train a model that several GPUs share out.
         is_shown: whether the report shows what else is in the attack's folder: how a search went, what was pruned or rewritten.
     """
 
@@ -28,6 +29,7 @@ class Entry:
     changes_prompts: bool = False
     transfers: str | None = None
     is_shown: bool = False
+    is_sharded: bool = False
 
     def settings_class(self) -> type[Settings]:
         """Import the settings class."""
@@ -39,8 +41,8 @@ class Entry:
 
 METHODS = {
     "rmu": Entry("resurface.unlearning.rmu", "resurface.settings.rmu:RMUSettings"),
-    "npo": Entry("resurface.unlearning.npo", "resurface.settings.npo:NPOSettings"),
-    "dpo": Entry("resurface.unlearning.dpo", "resurface.settings.dpo:DPOSettings"),
+    "npo": Entry("resurface.unlearning.npo", "resurface.settings.npo:NPOSettings", is_sharded=True),
+    "dpo": Entry("resurface.unlearning.dpo", "resurface.settings.dpo:DPOSettings", is_sharded=True),
 }
 
 ATTACKS = {

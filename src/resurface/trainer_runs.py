@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from resurface.artifacts import flush, naming_full_disk
@@ -35,15 +36,26 @@ class Saving(TrainerCallback):
         """Save and stop if the run is asked to end, but never save at the last step."""
         if state.global_step >= state.max_steps:
             control.should_save = False
-        elif self.is_asked():
+        elif _is_true_anywhere(self.is_asked(), args.device):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the checkpoint that was written."""
+        """Mark the checkpoint that was written, by all processes."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
         if state.is_world_process_zero:
             checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             flush(checkpoint)
             (checkpoint / WHOLE).touch()
+
+
+def _is_true_anywhere(own: bool, device: torch.device) -> bool:
+    """Whether this is so in any process of the run: they must stop at the same step."""
+    if not torch.distributed.is_initialized():
+        return own
+    flag = torch.tensor(int(own), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
 
 
 def find_last_checkpoint(folder: Path) -> Path | None:
@@ -66,7 +78,8 @@ def run_trainer(trainer: Trainer) -> None:
     """
     folder = Path(str(trainer.args.output_dir))
     trainer.remove_callback(PrinterCallback)
-    last = find_last_checkpoint(folder)
+    with trainer.args.main_process_first(desc="looking for checkpoints"):
+        last = find_last_checkpoint(folder)
     if last is not None:
         log.info("going on after step %s of an interrupted run", last.name.removeprefix("checkpoint-"))
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,11 @@
 """Unlearning: one checkpoint per domain, method and seed."""
 
 
+def training_gpus(wildcards):
+    """How many GPUs share the model out."""
+    return experiment.training_gpus if METHODS[wildcards.method].is_sharded else 1
+
+
 rule unlearn:
     input:
         tables=domain_tables,
@@ -17,7 +22,8 @@ rule unlearn:
     cache: True
     resources:
         device=experiment.device,
-        gpu=GPUS,
+        gpu=training_gpus if GPUS else None,
+        training_gpus=training_gpus,
         mem_mb=growing(3000),
         runtime=growing(60),
     params:
@@ -28,4 +34,4 @@ rule unlearn:
     shell:
         "resurface --log {log} --threads {threads} unlearn {wildcards.method} --model {input.model} "
         "--data {params.data} --output {output.folder} --settings {params.settings:q} --seed {wildcards.seed} "
-        "--device {resources.device}"
+        "--device {resources.device} --gpus {resources.training_gpus}"

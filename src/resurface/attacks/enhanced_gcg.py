@@ -54,6 +54,7 @@ from resurface.models import (
     pick_device,
     recording,
     run_decoder,
+    run_within_memory,
     set_seed,
 )
 from resurface.preemption import Preempted, postponing_end
@@ -200,18 +201,12 @@ def in_batches(problem: Problem, kind: str, rows: list[list[int]], run: Callable
     """Run over rows in as few batches as memory has room for."""
     width = len(problem.chats.before) + max(map(len, rows))
     results: list[Tensor] = []
-    start = 0
-    while start < len(rows):
-        size = max(1, problem.settings.batch_tokens // width >> problem.halvings[kind])
-        try:
-            results.append(run(slice(start, start + size)))
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            problem.halvings[kind] += 1
-            torch.cuda.empty_cache()
-        else:
-            start += size
+    problem.halvings[kind] = run_within_memory(
+        len(rows),
+        lambda _start: problem.settings.batch_tokens // width,
+        lambda part: results.append(run(part)),
+        problem.halvings[kind],
+    )
     return results
 
 

@@ -109,6 +109,8 @@ def train_adapter(
             data_seed=target.seed,
             use_cpu=model.device.type == "cpu",
             bf16=model.device.type == "cuda",
+            gradient_checkpointing=settings.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
             dataloader_pin_memory=model.device.type == "cuda",
             logging_strategy="no",
             save_steps=settings.save_steps,
@@ -133,7 +135,7 @@ def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
     """
     tokenizer = load_tokenizer(target.model_folder)
     tokens = tokenizer(read_samples(target, settings, part), truncation=True, max_length=settings.length)["input_ids"]
-    model = load_model(target.model_folder, pick_device(target.device), "float32")
+    model = load_model(target.model_folder, pick_device(target.device), settings.dtype)
     names = [f"{part}-n{count}" for count in settings.datasets[part]]  # type: ignore[index]
     for name, count in zip(names, settings.datasets[part], strict=True):  # type: ignore[index]
         done = target.resume_folder / name  # adapters that are done wait there for the others

@@ -26,6 +26,7 @@ from resurface.reproducibility.jobs import job_source
 from resurface.settings.base import Settings
 
 SUFFIX = ".provenance.json"
+_used: dict[str, Any] = {}  # by processes that this one has started
 
 
 class Device(Settings):
@@ -159,19 +160,31 @@ def find_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in sorted(names)}}
 
 
+def note_use(used: dict[str, Any]) -> None:
+    """Note what processes that this one has started used, for its record.
+
+    Args:
+        used: `device`, the GPU's name or None, and `peak_device_memory` [bytes].
+    """
+    _used.update(used)
+
+
 def find_device() -> Device:
-    """Where this process has computed: on a GPU if it has used one."""
+    """Where this process has computed, or those that it started: on a GPU if one was used."""
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
+    if _used.get("device"):
+        return Device(type="cuda", name=_used["device"], threads=threads)
     if torch and torch.cuda.is_initialized():
         return Device(type="cuda", name=torch.cuda.get_device_name(), threads=threads)
     return Device(type="cpu", name=_processor_name(), threads=threads)
 
 
 def _peak_device_memory() -> int:
-    """The most GPU memory that this process has held, in bytes."""
+    """The most GPU memory that this process has held, or one that it started, in bytes."""
     torch = sys.modules.get("torch")
-    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_initialized() else 0
+    own = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_initialized() else 0
+    return max(own, _used.get("peak_device_memory", 0))
 
 
 def _processor_name() -> str:

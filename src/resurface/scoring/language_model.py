@@ -27,8 +27,8 @@ from tqdm import tqdm
 from resurface.errors import ResurfaceError
 from resurface.interventions import Prepend, Read, Rewrite, Variant, read_variants
 from resurface.models import (
-    batch_rows,
     continue_cache,
+    for_batches,
     keep_cache,
     load_model,
     load_tokenizer,
@@ -214,8 +214,10 @@ class ResurfaceLM(HFLM):
             for beginning, members in group_by_beginning(rows):
                 cache = keep_cache(self.model, beginning)[0] if beginning else None
                 start = len(beginning) if cache else 0
-                # Batches are cut by whole rows, because shared keys and values take room in each of them.
-                for positions in batch_rows([row.tokens for row in members], self.batch_tokens):
+
+                def answer_batch(
+                    positions: list[int], members: Any = members, cache: Any = cache, start: int = start
+                ) -> None:
                     batch = [members[position] for position in positions]
                     input_ids = pad_right([row.tokens[start:] for row in batch], self.tokenizer.pad_token_id)
                     kept = continue_cache(cache, len(batch)) if cache else {}
@@ -224,6 +226,9 @@ class ResurfaceLM(HFLM):
                         hidden = output if variant.read is None else streams[variant.read]
                         self._read_answers(batch, hidden, start, variant.read, head, answer)
                     progress.update(len(batch))
+
+                # Batches are cut by whole rows, because shared keys and values take room in each of them.
+                for_batches([row.tokens for row in members], self.batch_tokens, answer_batch)
         for variant, answer in zip(variants, answers, strict=True):
             self._check_finite(variant, answer)
         return answers

@@ -25,7 +25,7 @@ from resurface.artifacts import check_folder, write_table
 from resurface.errors import ResurfaceError
 from resurface.generation import generate_tokens, without_special
 from resurface.interventions import read_variants
-from resurface.models import batch_rows, load_model, load_tokenizer, pick_device, set_seed, sum_logprobs
+from resurface.models import for_batches, load_model, load_tokenizer, pick_device, set_seed, sum_logprobs
 from resurface.prompts import append_reply, render_prompts
 from resurface.scoring.apply import prompt_changer
 from resurface.scoring.columns import PERPLEXITY_COLUMNS
@@ -44,11 +44,14 @@ def read_texts(
     read = [(0, 0.0)] * len(prompts)
     asked = [i for i, reply in enumerate(replies) if reply]
     encoded = [append_reply(tokenizer, prompts[i], replies[i], tokenizer.model_max_length) for i in asked]
-    for positions in batch_rows([row for row, _ in encoded], batch_tokens):
+
+    def read_batch(positions: list[int]) -> None:
         rows, starts = zip(*(encoded[position] for position in positions), strict=True)
         sums, counts = sum_logprobs(model, rows, starts, tokenizer.pad_token_id)
         for position, value, count in zip(positions, sums.tolist(), counts.tolist(), strict=True):
             read[asked[position]] = (count, -value)
+
+    for_batches([row for row, _ in encoded], batch_tokens, read_batch)
     return read
 
 

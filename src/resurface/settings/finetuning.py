@@ -34,3 +34,9 @@ class FinetuningSettings(Settings):
     save_steps: PositiveInt = Field(
         500, description="optimizer steps between checkpoints that an interrupted job resumes from"
     )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision of the model's own weights, which stay as they are; the update is float32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them: a third more time, far less memory"
+    )

@@ -31,7 +31,12 @@ class RMUSettings(TrainingSettings):
 
     @model_validator(mode="after")
     def check_gradient(self) -> "RMUSettings":
-        """Some trained block gets a gradient: both losses end at `block`."""
+        """Some trained block gets a gradient, both losses ending at `block`; and no activation is computed twice."""
+        if self.gradient_checkpointing:
+            raise ValueError(
+                "found gradient_checkpointing true; RMU's passes end at `block` and keep little: leave it out, or lower "
+                "device_batch_size"
+            )
         if self.trained_blocks is not None and min(self.trained_blocks) > self.block:
             raise ValueError(
                 f"found block {self.block} and trained_blocks {self.trained_blocks}; at least one trained block must be "

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from resurface.settings.base import Block, Count, DistinctList, PositiveFloat, PositiveInt, Settings
 
@@ -29,3 +29,31 @@ class TrainingSettings(Settings):
     save_steps: PositiveInt = Field(
         50, description="optimizer steps between checkpoints that an interrupted job resumes from"
     )
+    device_batch_size: PositiveInt | None = Field(
+        None,
+        description="samples of each kind in one pass on one device, a divisor of `batch_size`: a step adds up as many passes as "
+        "it needs; null: all at once. Where memory runs out it is halved, and the log says so",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision of the weights that are trained; in bfloat16 small updates are rounded away"
+    )
+    mixed_precision: Literal["auto", "no", "bf16"] = Field(
+        "auto", description="accelerate's: what passes compute in; auto: bf16 on a GPU, the weights' own on a CPU"
+    )
+    saved_dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the checkpoint")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them: a third more time, far less memory"
+    )
+    optimizer: Literal["adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = Field(
+        "adamw_torch_fused", description="`optim` of `transformers.TrainingArguments`; the 8-bit ones need bitsandbytes"
+    )
+
+    @model_validator(mode="after")
+    def check_device_batch(self) -> "TrainingSettings":
+        """Passes of equal size make up a step."""
+        if self.device_batch_size is not None and self.batch_size % self.device_batch_size:
+            raise ValueError(
+                f"found batch_size {self.batch_size} and device_batch_size {self.device_batch_size}; the second must divide the "
+                "first"
+            )
+        return self

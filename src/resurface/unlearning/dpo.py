@@ -10,15 +10,19 @@ Prompts are rendered to text here, without BOS, which TRL adds; its data sets ca
 import math
 from typing import Any
 
+import pandas as pd
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
+from resurface.artifacts import write_table
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.dpo import DPOSettings
 from resurface.unlearning.training import (
     Run,
     choose_trained,
+    count_processes,
     load_trainable,
     read_preferences,
     samples_seen,
@@ -50,14 +54,25 @@ def read_pairs(run: Run, settings: DPOSettings, tokenizer: PreTrainedTokenizerBa
     return pairs
 
 
+def share_pairs(pairs: list[dict[str, str]], run: Run) -> Dataset:
+    """The pairs as a data set that lies in a file, so that all processes of a run find the same work done on it."""
+    path = run.resume_folder / "pairs.parquet"
+    if count_processes() == 1:
+        return Dataset.from_list(pairs)
+    with PartialState().main_process_first():
+        if not path.is_file():
+            write_table(pd.DataFrame(pairs), path)
+        return Dataset.from_parquet(str(path), cache_dir=str(run.resume_folder / "datasets"))
+
+
 def unlearn(run: Run, settings: DPOSettings) -> None:
     """Unlearn a domain with DPO and save the checkpoint.
 
     Raises:
         ResurfaceError: a broken table or checkpoint, a diverging loss.
     """
-    model, tokenizer = load_trainable(run)
-    pairs = Dataset.from_list(read_pairs(run, settings, tokenizer)).shuffle(seed=run.seed)
+    model, tokenizer = load_trainable(run, settings)
+    pairs = share_pairs(read_pairs(run, settings, tokenizer), run).shuffle(seed=run.seed)
     held_out = int(len(pairs) * settings.held_out)
     arguments = training_arguments(run, settings)
     arguments.pop("remove_unused_columns")
@@ -75,4 +90,4 @@ def unlearn(run: Run, settings: DPOSettings) -> None:
         processing_class=tokenizer,
     )
     losses = train(trainer, run)
-    save(run, trainer.model, tokenizer, losses)
+    save(run, settings, trainer, tokenizer, losses)

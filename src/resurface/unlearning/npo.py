@@ -10,6 +10,7 @@ and general chat 1:1; half of the multiple-choice samples are in chat form, gene
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from resurface.models import sum_logprobs
@@ -68,7 +69,7 @@ class NPOTrainer(PartsTrainer):
         by_token = self.settings.retain_likelihood == "token_mean"
         kept, counts = score_samples(model, inputs["retain"], self.pad, "answer" if by_token else "sequence")
         retain_loss = -(kept / counts if by_token else kept).mean()
-        self.parts = {"forget_loss": forget_loss.detach(), "retain_loss": retain_loss.detach()}
+        self.note_parts(forget_loss=forget_loss, retain_loss=retain_loss)
         return forget_loss + self.settings.retain_weight * retain_loss
 
 
@@ -92,13 +93,35 @@ def read_samples(run: Run, settings: NPOSettings, tokenizer: PreTrainedTokenizer
     return pairs
 
 
+@torch.no_grad()
+def add_references(trainer: NPOTrainer, samples: list[Sample], settings: NPOSettings) -> None:
+    """Add log π_ref to each sample, as `reference`; each process computes its share.
+
+    In the precision of the loss: in another, π and π_ref would differ before the first step.
+    """
+    accelerator, size = trainer.accelerator, trainer.args.per_device_train_batch_size
+    device = trainer.model.device
+    trainer.model.to(accelerator.device)
+    starts = range(0, len(samples), size)
+    own: dict[int, list[float]] = {}
+    with accelerator.autocast():
+        for start in starts[accelerator.process_index :: accelerator.num_processes]:
+            chunk = samples[start : start + size]
+            own[start] = score_samples(trainer.model, chunk, trainer.pad, settings.forget_loss_over)[0].tolist()
+    trainer.model.to(device)
+    for values in gather_object([own]):
+        for start, found in values.items():
+            for sample, value in zip(samples[start : start + size], found, strict=True):
+                sample["reference"] = value
+
+
 def unlearn(run: Run, settings: NPOSettings) -> None:
     """Unlearn a domain with NPO and save the checkpoint.
 
     Raises:
         ResurfaceError: a broken table or checkpoint, a diverging loss.
     """
-    model, tokenizer = load_trainable(run)
+    model, tokenizer = load_trainable(run, settings)
     pad = tokenizer.pad_token_id
     pairs = read_samples(run, settings, tokenizer)
     trainer = NPOTrainer(
@@ -109,13 +132,6 @@ def unlearn(run: Run, settings: NPOSettings) -> None:
         settings=settings,
         pad=pad,
     )
-    # In the precision of the loss: in another, π and π_ref would differ before the first step.
-    with torch.no_grad(), trainer.accelerator.autocast():
-        for start in range(0, len(pairs), settings.batch_size):
-            chunk = [pair["forget"] for pair in pairs[start : start + settings.batch_size]]
-            for sample, value in zip(
-                chunk, score_samples(trainer.model, chunk, pad, settings.forget_loss_over)[0].tolist(), strict=True
-            ):
-                sample["reference"] = value
+    add_references(trainer, [pair["forget"] for pair in pairs], settings)
     losses = train(trainer, run)
-    save(run, trainer.model, tokenizer, losses)
+    save(run, settings, trainer, tokenizer, losses)

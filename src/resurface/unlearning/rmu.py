@@ -9,7 +9,6 @@ Squares are means over tokens and dimensions. u has entries drawn from U[0, 1), 
 isotropic; each domain has its own. Only `mlp.down_proj` of the blocks ℓ−2 … ℓ is trained, and both passes end at block ℓ.
 """
 
-import copy
 import random
 from typing import Any
 
@@ -46,22 +45,28 @@ def mean_square(difference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 class RMUTrainer(PartsTrainer):
     """A `Trainer` whose loss is RMU's. Batches hold `forget` and `retain` token ids with their masks."""
 
-    def __init__(self, *args: Any, settings: RMUSettings, frozen: Any, target: torch.Tensor, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, settings: RMUSettings, target: torch.Tensor, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.settings, self.frozen, self.target = settings, frozen, target
+        self.settings, self.target = settings, target
+        # The frozen model differs from the trained one in these weights only: no second model is held.
+        self.frozen = {
+            name: weights.detach().clone()
+            for name, weights in self.model.get_decoder().named_parameters()
+            if weights.requires_grad
+        }
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
         """L of the module's docstring."""
         block = self.settings.block
-        with recording(model, [block]) as states:
+        with self.accelerator.autocast(), recording(model, [block]) as states:
             run_decoder(model, inputs["forget"])
-            forget_loss = mean_square(states[block] - self.target, inputs["forget_mask"])
+            forget_loss = mean_square(states[block].float() - self.target, inputs["forget_mask"])
             run_decoder(model, inputs["retain"])
-            retained = states[block]
-        with torch.no_grad(), recording(self.frozen, [block]) as states:
-            run_decoder(self.frozen, inputs["retain"])
-        retain_loss = mean_square(retained - states[block], inputs["retain_mask"])
-        self.parts = {"forget_loss": forget_loss.detach(), "retain_loss": retain_loss.detach()}
+            retained = states[block].float()
+            with torch.no_grad():
+                run_decoder(model, inputs["retain"], weights=self.frozen)
+        retain_loss = mean_square(retained - states[block].float(), inputs["retain_mask"])
+        self.note_parts(forget_loss=forget_loss, retain_loss=retain_loss)
         return forget_loss + self.settings.alpha * retain_loss
 
 
@@ -105,7 +110,7 @@ def unlearn(run: Run, settings: RMUSettings) -> None:
     Raises:
         ResurfaceError: a block that the model does not have, a broken table or checkpoint, a diverging loss.
     """
-    model, tokenizer = load_trainable(run)
+    model, tokenizer = load_trainable(run, settings)
     check_blocks([settings.block], model, "rmu.block")
     pad = tokenizer.pad_token_id
     corpora = {
@@ -124,15 +129,13 @@ def unlearn(run: Run, settings: RMUSettings) -> None:
         coefficient *= mean_norm(model, corpora["forget"][:64], settings.block, pad)
     target = coefficient * draw_direction(model.config.hidden_size, run.data_folder.name, run.seed).to(run.device)
 
-    frozen = copy.deepcopy(model).requires_grad_(False)
     trainer = RMUTrainer(
         model=choose_trained(model, settings, "mlp.down_proj"),
         args=TrainingArguments(**training_arguments(run, settings)),
         train_dataset=samples,  # type: ignore[arg-type]
         data_collator=lambda batch: collate(batch, pad),
         settings=settings,
-        frozen=frozen,
         target=target,
     )
     losses = train(trainer, run)
-    save(run, trainer.model, tokenizer, losses)
+    save(run, settings, trainer, tokenizer, losses)

@@ -2,18 +2,23 @@
 
 Resume state lives in a folder outside the declared outputs, named by a hash of everything that determines the run, and goes
 once the run is done.
+
+A run may be one of several processes with a GPU each, which share the weights out (FSDP2; `resurface.unlearning.launch`).
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Hashable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -29,6 +34,9 @@ from resurface.errors import ResurfaceError
 from resurface.models import check_blocks, decoder_blocks, linear_names, load_model, load_tokenizer, set_seed
 from resurface.settings.training import TrainingSettings
 from resurface.trainer_runs import run_trainer
+
+
+SHARD_SIZE = "1GB"  # files are hashed in parallel
 
 
 @dataclass(frozen=True)
@@ -69,21 +77,41 @@ class StopAtNaN(TrainerCallback):
 
 
 class PartsTrainer(Trainer):
-    """A `Trainer` that logs the parts of a loss beside their sum; `compute_loss` leaves them in `parts`."""
+    """A `Trainer` that logs the parts of a loss beside their sum.
 
-    parts: dict[str, torch.Tensor]
+    Its loss is a mean over samples, so that of a step is the mean over passes and processes, which have as many each.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # else the loss of a step would be a sum over its passes
+        self.parts: dict[str, list[torch.Tensor]] = {}
+
+    def note_parts(self, **parts: torch.Tensor) -> None:
+        """Keep the parts of a pass's loss until the step is logged."""
+        for name, value in parts.items():
+            self.parts.setdefault(name, []).append(value.detach())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the latest parts to what is logged of a step."""
+        """Add the mean parts to what is logged of a step."""
         if "loss" in logs:
-            logs = logs | {name: value.item() for name, value in self.parts.items()}
+            for name, values in self.parts.items():
+                logs = logs | {name: self.accelerator.reduce(torch.stack(values).mean(), "mean").item()}
+            self.parts = {}
         super().log(logs, *args, **kwargs)
 
 
-def load_trainable(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Seed everything and load the original in float32, ready to be trained."""
+def count_processes() -> int:
+    """How many processes share this run, as who launched them says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def load_trainable(run: Run, settings: TrainingSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Seed everything and load the original in the precision to train in, ready to be trained."""
     set_seed(run.seed)
-    model = load_model(run.model_folder, run.device, "float32")
+    # Of several processes each puts its share on its GPU later.
+    device = run.device if count_processes() == 1 else torch.device("cpu")
+    model = load_model(run.model_folder, device, settings.dtype)
     model.config.use_cache = False
     return model, load_tokenizer(run.model_folder)
 
@@ -125,11 +153,31 @@ def choose_trained(model: PreTrainedModel, settings: TrainingSettings, modules: 
 
 
 def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
-    """The keyword arguments of `TrainingArguments` (and TRL's configs) for a run."""
+    """The keyword arguments of `TrainingArguments` (and TRL's configs) for a run.
+
+    Raises:
+        ResurfaceError: a step's samples cannot be shared out evenly, or the optimizer's library is missing.
+    """
+    if settings.optimizer.endswith("8bit") and find_spec("bitsandbytes") is None:
+        raise ResurfaceError(
+            f"optimizer: found {settings.optimizer!r}, which needs bitsandbytes: `pip install bitsandbytes`, or take "
+            "adamw_torch_fused or adafactor"
+        )
+    on_gpu = run.device.type == "cuda"
+    processes = count_processes()
+    share = settings.batch_size // processes
+    size = min(settings.device_batch_size or share, share)
+    if not size or settings.batch_size % (size * processes):
+        raise ResurfaceError(
+            f"batch_size: found {settings.batch_size}, which {processes} processes with device_batch_size {size} do not share out "
+            "evenly; make it a multiple of their product"
+        )
     return {
         "output_dir": str(run.resume_folder),
         "learning_rate": settings.learning_rate,
-        "per_device_train_batch_size": settings.batch_size,
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": share // size,
+        "optim": settings.optimizer,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
         "warmup_steps": settings.warmup_steps,
@@ -142,10 +190,11 @@ def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
         "save_total_limit": 2,
         "seed": run.seed,
         "data_seed": run.seed,
-        "use_cpu": run.device.type == "cpu",
-        "bf16": run.device.type == "cuda",
-        "gradient_checkpointing": False,
-        "dataloader_pin_memory": run.device.type == "cuda",
+        "use_cpu": not on_gpu,
+        "bf16": settings.mixed_precision == "bf16" or (settings.mixed_precision == "auto" and on_gpu),
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "dataloader_pin_memory": on_gpu,
         "remove_unused_columns": False,
         "report_to": "none",
         "disable_tqdm": not sys.stderr.isatty(),
@@ -186,13 +235,32 @@ def tabulate_losses(history: list[dict[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows)[columns]
 
 
-def save(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase, losses: pd.DataFrame) -> None:
+def gather_model(trainer: Trainer) -> PreTrainedModel | None:
+    """The whole model on the CPU of the first process, from the parts that all of them hold; None in the others."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.accelerator.is_main_process:
+        return None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(trainer.model.config)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.generation_config = trainer.model.generation_config
+    return model
+
+
+def save(
+    run: Run, settings: TrainingSettings, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, losses: pd.DataFrame
+) -> None:
     """Write the checkpoint (a LoRA update merged into the weights), the tokenizer and `losses.parquet`."""
+    model: Any = gather_model(trainer) if trainer.is_fsdp_enabled else trainer.model
+    if not trainer.accelerator.is_main_process:
+        return
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+    model = model.to(getattr(torch, settings.saved_dtype))
     model.config.use_cache = True
     with publish_folder(run.output) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         tokenizer.save_pretrained(folder)
         losses.to_parquet(folder / "losses.parquet", index=False)
     shutil.rmtree(run.resume_folder, ignore_errors=True)

@@ -1,0 +1,201 @@
+"""Training in passes, within memory, and in several processes: the same run as all at once in one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import CHECKPOINTS, DOMAIN, ROOT
+from safetensors.torch import load_file
+
+from resurface.artifacts import read_json_object
+from resurface.errors import ResurfaceError
+from resurface.models import run_within_memory
+from resurface.settings.dpo import DPOSettings
+from resurface.settings.npo import NPOSettings
+from resurface.settings.rmu import RMUSettings
+from resurface.unlearning import npo
+from resurface.unlearning.launch import launch, unlearn_within_memory
+from resurface.unlearning.training import Run
+
+# The rate is high enough that the loss moves by several percent.
+SHARED = {"batch_size": 4, "max_steps": 6, "learning_rate": 3e-4}
+METHODS = {
+    "rmu": RMUSettings(block=2, trained_blocks=[0, 1, 2], coefficient=50.0, **SHARED),
+    "npo": NPOSettings(**SHARED),
+    "dpo": DPOSettings(**SHARED, warmup_steps=0, held_out=0.0),
+}
+
+
+def run_in(folder, data, device="cpu"):
+    tables = data / "results" / "data" / DOMAIN
+    return Run(CHECKPOINTS / "original", tables, folder / "model", folder / "resume", 0, torch.device(device))
+
+
+def read_run(run):
+    weights = {}
+    for path in run.output.glob("*.safetensors"):
+        weights |= load_file(path)
+    return pd.read_parquet(run.output / "losses.parquet"), weights
+
+
+@pytest.fixture(scope="module")
+def at_once(data, tmp_path_factory):
+    """Losses and weights of a method, trained in one process and one pass a step."""
+    made = {}
+
+    def train(method):
+        if method not in made:
+            run = run_in(tmp_path_factory.mktemp(method), data)
+            import_module(f"resurface.unlearning.{method}").unlearn(run, METHODS[method])
+            made[method] = read_run(run)
+        return made[method]
+
+    return train
+
+
+def assert_same_run(found, expected, rtol=1e-3):
+    losses, weights = expected
+    others, other_weights = found
+    assert (losses["loss"].iloc[0] - losses["loss"].iloc[-1]) > 0.05 * losses["loss"].iloc[0], "the loss has moved"
+    for column in {"loss", "grad_norm", "forget_loss", "retain_loss"} & set(losses):
+        assert others[column].tolist() == pytest.approx(losses[column].tolist(), rel=rtol), column
+    start = load_file(CHECKPOINTS / "original" / "model.safetensors")
+    for name, weight in weights.items():
+        moved = (weight - start[name].float()).norm()
+        assert (other_weights[name] - weight).norm() <= 0.05 * moved + 1e-5, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["npo", "dpo"])
+def test_passes_of_fewer_samples_make_the_same_step(at_once, method, data, tmp_path):
+    run = run_in(tmp_path, data)
+    settings = METHODS[method].model_copy(update={"device_batch_size": 1})
+    import_module(f"resurface.unlearning.{method}").unlearn(run, settings)
+    assert_same_run(read_run(run), at_once(method))
+
+
+@pytest.mark.slow
+def test_a_run_that_finds_no_room_goes_on_with_fewer_samples_at_once(at_once, data, tmp_path, monkeypatch, caplog):
+    """Memory is short from step 3 on; the steps before are kept."""
+    run, steps = run_in(tmp_path, data), []
+    compute = npo.NPOTrainer.compute_loss
+
+    def short_of_memory(trainer, model, inputs, *arguments, **options):
+        steps.append(trainer.state.global_step)
+        if trainer.state.global_step >= 2 and len(inputs["forget"]) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return compute(trainer, model, inputs, *arguments, **options)
+
+    monkeypatch.setattr(npo.NPOTrainer, "compute_loss", short_of_memory)
+    settings = METHODS["npo"].model_copy(update={"save_steps": 1})
+    unlearn_within_memory("resurface.unlearning.npo", run, settings)
+    assert steps == [0, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert "out of memory with 4 samples of each kind in a pass; going on with 2" in caplog.text
+    assert_same_run(read_run(run), at_once("npo"))
+
+
+def test_a_run_that_finds_no_room_for_one_sample_ends(data, tmp_path, monkeypatch):
+    def no_memory(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(npo.NPOTrainer, "compute_loss", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        unlearn_within_memory("resurface.unlearning.npo", run_in(tmp_path, data), METHODS["npo"])
+
+
+def test_batches_are_halved_until_there_is_room():
+    done, sizes = [], []
+
+    def run(part):
+        items = list(range(10))[part]
+        sizes.append(len(items))
+        if len(items) > 3:
+            raise torch.OutOfMemoryError
+        done.extend(items)
+
+    assert run_within_memory(10, lambda start: 6 if start < 6 else 8, run) == 2
+    assert done == list(range(10))
+    assert sizes == [6, 3, 3, 4, 2, 2]
+
+
+def cpu_processes(folder):
+    """A configuration of accelerate for processes without a GPU: they hold the whole model each."""
+    path = folder / "cpu.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "compute_environment": "LOCAL_MACHINE",
+                "distributed_type": "MULTI_CPU",
+                "use_cpu": True,
+                "num_machines": 1,
+                "num_processes": 2,
+                "mixed_precision": "no",
+            }
+        )
+    )
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["npo", "dpo"])
+def test_two_processes_make_the_same_run(at_once, method, data, tmp_path):
+    run = run_in(tmp_path, data)
+    used = launch(f"resurface.unlearning.{method}", run, METHODS[method], cpu_processes(tmp_path), 2)
+    assert used == {"device": None, "peak_device_memory": 0}
+    assert_same_run(read_run(run), at_once(method))
+    assert not run.resume_folder.exists()
+    assert [path.name for path in tmp_path.iterdir() if "used" in path.name] == []
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("method", ["npo", "dpo"])
+def test_two_gpus_that_share_the_model_out_make_the_same_run(method, data, tmp_path):
+    settings = METHODS[method].model_copy(update={"mixed_precision": "no"})
+    single, shared = run_in(tmp_path / "single", data, "cuda"), run_in(tmp_path / "shared", data, "cuda")
+    import_module(f"resurface.unlearning.{method}").unlearn(single, settings)
+    used = launch(f"resurface.unlearning.{method}", shared, settings, ROOT / "envs" / "accelerate" / "fsdp2.yaml", 2)
+    assert used["device"] == torch.cuda.get_device_name()
+    assert_same_run(read_run(shared), read_run(single))
+
+
+@pytest.mark.slow
+def test_processes_that_are_asked_to_end_save_and_go_on(at_once, data, tmp_path):
+    """By the command line, whose record and lock belong to the process that starts the others."""
+    output, log = tmp_path / "results" / "unlearned" / "model", tmp_path / "log"
+    settings = METHODS["npo"].model_copy(update={"max_steps": 6, "save_steps": 100})
+    command = [sys.executable, "-m", "resurface.cli", "--log", str(log), "unlearn", "npo", "--device", "cpu", "--gpus", "2"]
+    command += ["--accelerate", str(cpu_processes(tmp_path)), "--resume", str(tmp_path / "resume")]
+    command += ["--model", str(CHECKPOINTS / "original"), "--data", str(data / "results" / "data" / DOMAIN)]
+    command += ["--output", str(output), "--settings", settings.model_dump_json()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob("resume/*/")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143, log.read_text()
+    assert not output.exists()
+    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+    losses = pd.read_parquet(output / "losses.parquet")
+    assert losses["loss"].tolist() == pytest.approx(at_once("npo")[0]["loss"].tolist(), rel=1e-3)
+    record = read_json_object(Path(f"{output}.provenance.json"))
+    assert record["settings"] == json.loads(settings.model_dump_json())
+
+
+def test_a_step_that_processes_cannot_share_out_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ResurfaceError, match=r"batch_size: found 4, which 3 processes"):
+        npo.unlearn(run_in(tmp_path, data), METHODS["npo"])
+
+
+def test_a_missing_configuration_of_accelerate_is_named(data, tmp_path):
+    with pytest.raises(ResurfaceError, match=r"nothing\.yaml: no such file"):
+        launch("resurface.unlearning.npo", run_in(tmp_path, data), METHODS["npo"], tmp_path / "nothing.yaml", 2)
