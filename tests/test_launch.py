@@ -172,7 +172,19 @@ def test_processes_that_are_asked_to_end_save_and_go_on(at_once, data, tmp_path)
     """By the command line, whose record and lock belong to the process that starts the others."""
     output, log = tmp_path / "results" / "unlearned" / "model", tmp_path / "log"
     settings = METHODS["npo"].model_copy(update={"max_steps": 6, "save_steps": 100})
-    command = [sys.executable, "-m", "resurface.cli", "--log", str(log), "unlearn", "npo", "--device", "cpu", "--gpus", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "resurface.cli",
+        "--log",
+        str(log),
+        "unlearn",
+        "npo",
+        "--device",
+        "cpu",
+        "--gpus",
+        "2",
+    ]
     command += ["--accelerate", str(cpu_processes(tmp_path)), "--resume", str(tmp_path / "resume")]
     command += ["--model", str(CHECKPOINTS / "original"), "--data", str(data / "results" / "data" / DOMAIN)]
     command += ["--output", str(output), "--settings", settings.model_dump_json()]

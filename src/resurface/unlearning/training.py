@@ -35,7 +35,6 @@ from resurface.models import check_blocks, decoder_blocks, linear_names, load_mo
 from resurface.settings.training import TrainingSettings
 from resurface.trainer_runs import run_trainer
 
-
 SHARD_SIZE = "1GB"  # files are hashed in parallel
 
 
