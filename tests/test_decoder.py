@@ -4,6 +4,7 @@ What is found is held against computations that are written out here for each or
 """
 
 import contextlib
+import gc
 import re
 from importlib import import_module
 from pathlib import Path
@@ -42,7 +43,7 @@ CPU = torch.device("cpu")
 STREAMS = ("attention", "middle", "mlp", "block")
 
 TURNS = (
-    "{% for message in turns %}{{ '<|' + message['role'] + '|>\n' + message['content'] | trim + '</s>\n' }}{% endfor %}"
+    "{% for message in turns %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '</s>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 TEMPLATES = {
@@ -369,7 +370,7 @@ ATTACKED = {
         "rounds": 2,
     },
     "random_prefix": {"count": 1, "length": 4},
-    "gcg": {"num_steps": 2, "search_width": 8, "topk": 16, "optim_str_init": "x x x x", "target_tokens": 3},
+    "gcg": {"num_steps": 4, "search_width": 8, "topk": 16, "optim_str_init": "x x x x", "target_tokens": 3},
     "enhanced_gcg": {
         "searches": {"two": [0, 1]},
         "start_length": 4,
@@ -399,6 +400,7 @@ def attacked(family, folder, small, tmp_path_factory):
     model = ResurfaceLM(str(other), device="cpu")
     requests = {template: make_requests(model, template) for template in ("plain", "chat")}
     answers = {}
+    gc.freeze()  # nanogcg collects garbage in every step, half a second for all that tests have imported
     for name, values in ATTACKED.items():
         entry = ATTACKS[name]
         settings = entry.settings_class().model_validate(values)
@@ -409,6 +411,7 @@ def attacked(family, folder, small, tmp_path_factory):
         found = answer_variants(model, requests, read_variants(target.output), lambda line: None)
         for (variant, template), values in found.items():
             answers[name, variant, template] = np.array([value for value, _ in values])
+    gc.unfreeze()
     return model.model, place, answers
 
 
