@@ -42,9 +42,9 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
-def block_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
-    """The hidden states `[batch, seq, hidden]` that a block or a part of it is given, by place or by name."""
-    return inputs[0] if inputs else named["hidden_states"]
+def block_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The hidden states `[batch, seq, hidden]` that a block or a part of it is given, by place or by name; None if neither."""
+    return inputs[0] if inputs else named.get("hidden_states")
 
 
 def block_output(output: Any) -> Tensor:
@@ -111,7 +111,7 @@ def find_additions(model: PreTrainedModel) -> list[Additions]:
         ResurfaceError: a block has no such parts, or adds more than these.
     """
     blocks = decoder_blocks(model)
-    passed: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    passed: dict[nn.Module, tuple[Any, Tensor]] = {}
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         passed[module] = (block_input(inputs, named), block_output(output))
@@ -180,7 +180,7 @@ def _part(model: PreTrainedModel, block: nn.Module, names: tuple[str, ...]) -> s
     return held[0]
 
 
-def _follow(part: nn.Module, passed: dict[nn.Module, tuple[Tensor, Tensor]]) -> nn.Module:
+def _follow(part: nn.Module, passed: dict[nn.Module, tuple[Any, Tensor]]) -> nn.Module:
     """The last module through which a part's output goes before it is added: the part itself, or a norm or dropout behind it.
 
     Args:
