@@ -239,7 +239,7 @@ def test_shards_are_found_and_a_missing_one_is_named(tmp_path):
     ("old", "new", "words"),
     [
         ("model.layers.", "transformer.h.", "block 0 has neither"),
-        ("self_attn", "attention", "block 0 has attention, "),
+        ("self_attn", "mixer", "block 0 has input_layernorm, mixer, mlp, "),
         ("layers.3.mlp", "layers.3.mixer", "block 3 has .*mixer"),
     ],
 )

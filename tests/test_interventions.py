@@ -5,6 +5,7 @@ import torch
 from conftest import CHECKPOINTS
 from safetensors.torch import save_file
 
+from resurface.decoder import decoder_blocks
 from resurface.errors import ResurfaceError
 from resurface.interventions import (
     Adapter,
@@ -15,7 +16,7 @@ from resurface.interventions import (
     read_variants,
     write_variants,
 )
-from resurface.models import decoder_blocks, load_model
+from resurface.models import load_model
 from resurface.scoring.apply import change_model, prompt_changer, record_streams
 
 TOKENS = torch.tensor([[0, 50, 60, 70, 80, 90, 100]])

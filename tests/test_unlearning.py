@@ -14,8 +14,9 @@ from conftest import CHECKPOINTS, DOMAIN
 from transformers import TrainerCallback
 
 from resurface.artifacts import hash_folder
+from resurface.decoder import decoder_blocks
 from resurface.errors import ResurfaceError
-from resurface.models import decoder_blocks, load_model, pad_right
+from resurface.models import load_model, pad_right
 from resurface.preemption import Preempted
 from resurface.settings.dpo import DPOSettings
 from resurface.settings.npo import NPOSettings

@@ -29,6 +29,10 @@ SIZES = (
     *("num_local_experts", "num_experts", "n_routed_experts"),
 )
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+# What the parts of a block are called. Mixtures of experts of Mixtral's kind are stored under another name than transformers
+# gives their `mlp`.
+ATTENTION = ("self_attn", "attention")
+MLP = ("mlp", "block_sparse_moe")
 BLOCK_PART = re.compile(r"^(|.*\.)layers\.([0-9]{1,6})\.(\w+)\.")
 
 
@@ -155,25 +159,25 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def check_decoder_blocks(tensors: Iterable[str], path: Path, architectures: list[str]) -> set[int]:
-    """Check by the names of a checkpoint's tensors that its decoder is a list `layers` of blocks with `self_attn` and `mlp`.
+    """Check by the names of a checkpoint's tensors that its decoder is a list `layers` of blocks with attention and MLP.
 
     Returns:
         the number of blocks; several, if there are several such lists.
 
     Raises:
-        ResurfaceError: there are no such blocks, or one lacks a part (GPT-2, GPT-NeoX, OPT, state space models).
+        ResurfaceError: there are no such blocks, or one lacks a part (GPT-2, OPT, state space models).
     """
     blocks: dict[str, set[str]] = {}
     lists: dict[str, set[str]] = {}
     for match in filter(None, map(BLOCK_PART.search, tensors)):
         blocks.setdefault(match[2], set()).add(match[3])
         lists.setdefault(match[1], set()).add(match[2])
-    # Mixtures of experts of Mixtral's kind are stored under another name than transformers gives their `mlp`.
     for number, parts in sorted(blocks.items(), key=lambda item: int(item[0])) or [("0", set())]:
-        if "self_attn" not in parts or not parts & {"mlp", "block_sparse_moe"}:
+        if parts.isdisjoint(ATTENTION) or parts.isdisjoint(MLP):
             raise ResurfaceError(
                 f"{path}: architecture {', '.join(architectures)} cannot be handled: every block must be layers.<number> with "
-                f"self_attn and mlp, as in Llama, Mistral or Qwen; block {number} has {', '.join(sorted(parts)) or 'neither'}"
+                f"{' or '.join(ATTENTION)} and with mlp, as in Llama, Gemma or GPT-NeoX; block {number} has "
+                f"{', '.join(sorted(parts)) or 'neither'} (docs/models.md lists what can be handled)"
             )
     return set(map(len, lists.values()))
 

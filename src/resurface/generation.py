@@ -20,8 +20,11 @@ def generate_tokens(model: Any, tokenizer: Any, texts: list[str], new_tokens: in
         batch_size: prompts per batch.
 
     Returns:
-        the tokens of each reply, up to and including EOS: one at least.
+        the tokens of each reply, up to and including the one that ends it: one at least.
     """
+    # Chat models end a turn by a token of its own, which their generation settings name beside EOS; padding follows it.
+    named = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
     replies: list[list[int]] = []
 
     def reply(part: slice) -> None:
@@ -30,7 +33,7 @@ def generate_tokens(model: Any, tokenizer: Any, texts: list[str], new_tokens: in
             **inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
         for row in tokens[:, inputs["input_ids"].shape[1] :].tolist():
-            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+            end = next((place for place, token in enumerate(row, 1) if token in ends), len(row))
             replies.append(row[:end])
         progress.update(len(texts[part]))
 

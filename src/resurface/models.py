@@ -1,4 +1,4 @@
-"""Loading of models and tokenizers, choice of device, seeds, and the places in a decoder that everything else names.
+"""Loading of models and tokenizers, choice of device, seeds, and passes over a decoder that record or read what it computes.
 
 Layers are 0-based blocks everywhere, and `h_ℓ` is the *output* of block ℓ (design §7).
 """
@@ -20,7 +20,9 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from resurface.artifacts import naming_unreadable, read_json_object
 from resurface.checkpoints import check_checkpoint
+from resurface.decoder import block_output, cap_logits, check_places, decoder_blocks
 from resurface.errors import ResurfaceError
+from resurface.prompts import encode_letters
 
 log = logging.getLogger("resurface")
 
@@ -57,8 +59,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer; without a padding token it pads with EOS. No code that comes with it is run.
 
     Raises:
-        ResurfaceError: there is no tokenizer in the folder, it cannot be read, it has no EOS token, or it has tokens that the
-            model beside it does not know.
+        ResurfaceError: there is no tokenizer in the folder, it cannot be read, it has no EOS token, it has tokens that the
+            model beside it does not know, or it does not tell the letters of answers apart by one token.
     """
     if not path.is_dir():
         raise ResurfaceError(f"{path}: no such checkpoint folder; expected a tokenizer in it")
@@ -81,6 +83,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
                 f"{path}: the tokenizer has a token {last}, but config.json has vocab_size {size}; the tokenizer is another "
                 "model's or damaged"
             )
+    encode_letters(tokenizer, "Answer:")
     return tokenizer
 
 
@@ -93,7 +96,8 @@ def load_model(path: Path, device: torch.device, dtype: str = "auto") -> PreTrai
         dtype: `auto` is float32 on a CPU and bfloat16 on a GPU; else a torch dtype's name.
 
     Raises:
-        ResurfaceError: the folder, its config or its weights are missing, truncated or of another architecture.
+        ResurfaceError: the folder, its config or its weights are missing, truncated or of another architecture, or the model's
+            blocks, final norm or head cannot be found.
     """
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
@@ -117,14 +121,9 @@ def load_model(path: Path, device: torch.device, dtype: str = "auto") -> PreTrai
             f"{path}: the weights do not fit the architecture in config.json ({model.config.model_type}): "
             f"{len(wrong)} tensors are missing or of another shape, first {wrong[0]}"
         )
-    return model.to(device).eval()
-
-
-def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's blocks, in order."""
-    blocks = model.get_decoder().layers
-    assert isinstance(blocks, nn.ModuleList)
-    return blocks
+    model = model.to(device).eval()
+    check_places(model)
+    return model
 
 
 def check_blocks(blocks: list[int], model: PreTrainedModel, setting: str) -> None:
@@ -155,11 +154,6 @@ def linear_names(model: PreTrainedModel, blocks: list[int] | None, modules: str)
         if isinstance(module, nn.Linear) and modules in ("all-linear", name)
     }
     return [name for name, module in model.named_modules() if module in inside]
-
-
-def block_output(output: Any) -> torch.Tensor:
-    """The hidden states `[batch, seq, hidden]` in what a block returns (a tensor, or a tuple that starts with it)."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 class _Reached(Exception):  # noqa: N818 - it is no error
@@ -356,8 +350,8 @@ def predict_letters(
 
     Logits are computed in float32: in bfloat16 close letters tie, and ties go to the first.
     """
-    rows = tokenizer(prompts)["input_ids"]
-    finals = [tokenizer(f"{prompts[0]} {letter}")["input_ids"][-1] for letter in letters]
+    rows = [row[:-1] for row in tokenizer([f"{prompt} {letters[0]}" for prompt in prompts])["input_ids"]]
+    finals = encode_letters(tokenizer, prompts[0], letters)
     head = model.get_output_embeddings()
     weight = head.weight[finals].float()
     bias = None if head.bias is None else head.bias[finals].float()
@@ -367,7 +361,7 @@ def predict_letters(
         batch = [rows[position] for position in positions]
         hidden = model.get_decoder()(pad_right(batch, 0).to(model.device), use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(batch)), torch.tensor([len(row) - 1 for row in batch])]
-        best = nn.functional.linear(last.float(), weight, bias).argmax(-1).tolist()
+        best = cap_logits(model, nn.functional.linear(last.float(), weight, bias)).argmax(-1).tolist()
         for position, choice in zip(positions, best, strict=True):
             answers[position] = letters[choice]
 

@@ -5,7 +5,8 @@ into the user turn after an empty system turn. Everything that asks a model a qu
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 from resurface.errors import ResurfaceError
 
@@ -36,10 +37,39 @@ def chat_messages(prompt: str, system: str = "") -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
 
 
+class ChatForm(NamedTuple):
+    """What a tokenizer does to a conversation.
+
+    Attributes:
+        system: a system turn is a turn of its `own`; is `folded` into the user turn, nothing but white space between the texts
+            (Gemma 3, Mistral); or `refused` (Gemma 2).
+        adds_bos: whether encoding puts BOS in front of a text.
+    """
+
+    system: Literal["own", "folded", "refused"]
+    adds_bos: bool
+
+
+@lru_cache(maxsize=8)
+def _chat_form(tokenizer: Any, template: str) -> ChatForm:
+    """How a tokenizer, with this chat template, treats conversations: found by rendering one."""
+    import jinja2
+
+    marks = "SYSTEMTEXT", "USERTEXT"
+    adds_bos = tokenizer.bos_token_id is not None and tokenizer("A")["input_ids"][:1] == [tokenizer.bos_token_id]
+    try:
+        text = str(tokenizer.apply_chat_template(chat_messages(marks[1], marks[0]), tokenize=False))
+    except jinja2.exceptions.TemplateError:
+        return ChatForm("refused", adds_bos)
+    between = text.partition(marks[0])[2].partition(marks[1])
+    return ChatForm("folded" if between[1] and not between[0].strip() else "own", adds_bos)
+
+
 def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
     """Render a conversation with the model's own template, without the BOS token that encoding will add.
 
-    A template that refuses a system turn (Gemma's does) gets the same conversation without it.
+    A template that refuses a system turn gets the same conversation without it. One that folds it into the user turn gets no
+    empty one: of that there would be nothing but empty lines in front of the question.
 
     Raises:
         ResurfaceError: the tokenizer has no chat template, or one that cannot render this.
@@ -50,29 +80,23 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_p
         raise ResurfaceError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template: set `templates: [plain]`, or use a chat model"
         )
+    form = _chat_form(tokenizer, str(tokenizer.chat_template))
+    if form.system != "own":
+        kept = form.system == "folded"
+        messages = [one for one in messages if one["role"] != "system" or (kept and one["content"])]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except jinja2.exceptions.TemplateError:
-        messages = [message for message in messages if message["role"] != "system"]
-        try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except jinja2.exceptions.TemplateError as error:
-            raise ResurfaceError(
-                f"{tokenizer.name_or_path}: the chat template of this tokenizer renders no question: {error}. Correct it "
-                "(chat_template.jinja or tokenizer_config.json), or set `templates: [plain]`"
-            ) from error
-    return str(text).removeprefix(tokenizer.bos_token or "")
+    except jinja2.exceptions.TemplateError as error:
+        raise ResurfaceError(
+            f"{tokenizer.name_or_path}: the chat template of this tokenizer renders no question: {error}. Correct it "
+            "(chat_template.jinja or tokenizer_config.json), or set `templates: [plain]`"
+        ) from error
+    return str(text).removeprefix(tokenizer.bos_token if form.adds_bos else "")
 
 
 def takes_system(tokenizer: Any) -> bool:
-    """Whether a chat template takes a system turn, as those of Gemma do not."""
-    import jinja2
-
-    try:
-        tokenizer.apply_chat_template(chat_messages("?"), tokenize=False)
-    except jinja2.exceptions.TemplateError:
-        return False
-    return True
+    """Whether an empty system turn is a turn of its own in a chat template, as it is not in those of Gemma."""
+    return _chat_form(tokenizer, str(tokenizer.chat_template)).system == "own"
 
 
 def render_prompts(tokenizer: Any, prompts: list[str], template: str) -> list[str]:
@@ -82,6 +106,23 @@ def render_prompts(tokenizer: Any, prompts: list[str], template: str) -> list[st
         ResurfaceError: the tokenizer has no chat template.
     """
     return prompts if template == "plain" else [render_chat(tokenizer, chat_messages(prompt)) for prompt in prompts]
+
+
+def encode_letters(tokenizer: Any, prompt: str, letters: Sequence[str] = LETTERS) -> list[int]:
+    """The last token of each letter after a plain prompt, encoded with its context as the harness does.
+
+    Raises:
+        ResurfaceError: the letters differ in more than their last tokens, or not in these.
+    """
+    rows = [tokenizer(f"{prompt} {letter}")["input_ids"] for letter in letters]
+    finals = [row[-1] for row in rows]
+    if any(row[:-1] != rows[0][:-1] for row in rows) or len(set(finals)) < len(finals):
+        raise ResurfaceError(
+            f"{tokenizer.name_or_path}: this tokenizer does not encode each of the letters {', '.join(letters)} after "
+            f"{prompt[-20:]!r} as a single token of its own (found {finals} as their last ones), and answers are read at one "
+            "position: take a model whose tokenizer does"
+        )
+    return finals
 
 
 def encode_answer(tokenizer: Any, prompt: str, answer: str, length: int) -> tuple[list[int], int]:

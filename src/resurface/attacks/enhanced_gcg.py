@@ -41,6 +41,7 @@ from resurface.artifacts import publish, publish_folder, read_json, remove
 from resurface.attacks.prefix import Chats, draw_prefix, set_chats
 from resurface.attacks.questions import read_hidden_questions
 from resurface.attacks.target import Target
+from resurface.decoder import unembed
 from resurface.errors import ResurfaceError
 from resurface.generation import generate_tokens
 from resurface.interventions import Prepend, Variant, read_variants, write_variants
@@ -133,7 +134,7 @@ def run_from(model: PreTrainedModel, cache: Cache, embedded: Tensor) -> Any:
 
 
 def embed(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Input embeddings of tokens `[rows, seq]`, cut off from the weights `[rows, seq, hidden]`."""
+    """Input embeddings of tokens `[rows, seq]`, scaled as the model does, cut off from the weights `[rows, seq, hidden]`."""
     return model.get_input_embeddings()(tokens).detach()
 
 
@@ -177,7 +178,7 @@ def model_losses(
 
     tokens = pad_right(rows, 0).to(device)
     last = int((prompt_ends + settings.forced_tokens).max().clamp(max=int(ends.max())))
-    logits = problem.unlearned.get_output_embeddings()(hidden[:, : last - 1]).float()
+    logits = unembed(problem.unlearned, hidden[:, : last - 1])
     surprise = functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:last], reduction="none")
     surprise = torch.cat([-problem.opening[tokens[:, :1]], surprise], 1)
     index = torch.arange(last, device=device)[None]
@@ -271,7 +272,7 @@ def next_probabilities(problem: Problem, prefix: list[int]) -> Tensor:
     logits = problem.opening[None]
     if prefix:
         hidden = run_from(model, problem.caches[0], embed(model, torch.tensor([prefix], device=model.device)))
-        following = model.get_output_embeddings()(hidden.last_hidden_state[0]).float().log_softmax(-1)
+        following = unembed(model, hidden.last_hidden_state[0]).log_softmax(-1)
         logits = torch.cat([logits, following])
     refused = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
     refused[problem.chats.allowed] = False
@@ -408,7 +409,7 @@ def state_problem(
             f"{unlearned.config.name_or_path}: models of type {unlearned.config.model_type} do not keep plain keys and values, "
             "from which a search goes on after the chat's beginning; leave enhanced_gcg out for them"
         )
-    logprobs = unlearned.get_output_embeddings()(hidden).float().log_softmax(-1)
+    logprobs = unembed(unlearned, hidden).log_softmax(-1)
     known = torch.tensor(chats.before[1:], device=logprobs.device)
     clean = []
     for after, completion in zip(chats.after, written, strict=True):

@@ -9,6 +9,9 @@ after the last search that was done.
 import logging
 
 import pandas as pd
+import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from resurface.artifacts import publish_folder, remove, write_table
 from resurface.attacks.prefix import set_chats
@@ -47,6 +50,7 @@ def attack(target: Target, settings: GCGSettings, part: str) -> None:
     unlearned, original = (
         load_model(folder, device).requires_grad_(False) for folder in (target.model_folder, target.original_folder)
     )
+    use_plain_embeddings(unlearned)
     prompts = read_hidden_questions(target, tokenizer, original, unlearned, BATCH_TOKENS)[: settings.questions]
     chats = set_chats(tokenizer, prompts, printable=not settings.allow_non_ascii)
     if settings.topk > len(chats.allowed):
@@ -97,6 +101,14 @@ def attack(target: Target, settings: GCGSettings, part: str) -> None:
         pd.concat(curves).to_parquet(folder / "losses.parquet", index=False)
         write_variants(folder, variants)
     remove(target.resume_folder)
+
+
+def use_plain_embeddings(model: PreTrainedModel) -> None:
+    """Give a model input embeddings that are their weights: nanogcg reads those, and Gemma scales them afterwards."""
+    own = model.get_input_embeddings()
+    if type(own) is not nn.Embedding:
+        vectors = own(torch.arange(own.num_embeddings, device=model.device)).detach()
+        model.set_input_embeddings(nn.Embedding.from_pretrained(vectors))
 
 
 def unreadable(target: Target, settings: GCGSettings) -> ResurfaceError:

@@ -25,11 +25,11 @@ from resurface.artifacts import publish_folder
 from resurface.attacks.questions import find_hidden_questions
 from resurface.attacks.target import Target
 from resurface.data.tables import read_domain_table, read_questions
+from resurface.decoder import decoder_blocks
 from resurface.errors import ResurfaceError
 from resurface.interventions import Directions, Variant, write_variants
 from resurface.models import (
     check_blocks,
-    decoder_blocks,
     for_batches,
     load_model,
     load_tokenizer,

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 
 from resurface.artifacts import MOST_ROWS, naming_unreadable, path_inside, read_json_object, read_table
 from resurface.checkpoints import check_weights
+from resurface.decoder import block_input, block_output, decoder_blocks, find_additions
 from resurface.errors import ResurfaceError
 from resurface.interventions import Adapter, Directions, Prepend, Pruning, Read, Rewrite
-from resurface.models import block_output, check_blocks, decoder_blocks
+from resurface.models import check_blocks
 
 # What of peft's settings would make an adapter something else than W + scale · B A.
 UNUSUAL = (
@@ -266,27 +267,35 @@ def prompt_changer(part: Prepend | Rewrite | None, folder: Path) -> Callable[[st
 def record_streams(model: PreTrainedModel, reads: list[Read]) -> Iterator[dict[Read, torch.Tensor]]:
     """Record the streams of the given reads `[batch, seq, hidden]` during each forward pass inside the context.
 
-    `middle` is what the block's second norm reads: the residual stream after attention.
+    `attention` and `mlp` are what these add to the residual stream; `middle` is that stream after attention: the block's input
+    and what attention adds, also where the MLP does not read it.
 
     Raises:
-        ResurfaceError: a block that the model does not have.
+        ResurfaceError: a block that the model does not have, or what its parts add cannot be found.
     """
     check_blocks([read.block for read in reads], model, "read.block of a variant")
     blocks = decoder_blocks(model)
     streams: dict[Read, torch.Tensor] = {}
+    inputs: dict[int, torch.Tensor] = {}
+    additions = find_additions(model) if any(read.stream != "block" for read in reads) else []
 
-    def attach(read: Read) -> Any:
-        block = blocks[read.block]
-        if read.stream == "middle":
-            return block.get_submodule("post_attention_layernorm").register_forward_pre_hook(
-                lambda _module, inputs: streams.__setitem__(read, inputs[0])
-            )
-        module = {"attention": "self_attn", "mlp": "mlp"}.get(read.stream)
-        return (getattr(block, module) if module else block).register_forward_hook(
-            lambda _module, _inputs, output: streams.__setitem__(read, block_output(output))
+    def keep_input(read: Read) -> Any:
+        return blocks[read.block].register_forward_pre_hook(
+            lambda _module, given, named: inputs.__setitem__(read.block, block_input(given, named)), with_kwargs=True
         )
 
-    handles = [attach(read) for read in reads]
+    def keep_stream(read: Read) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            hidden = block_output(output)
+            streams[read] = inputs.pop(read.block) + hidden if read.stream == "middle" else hidden
+
+        if read.stream == "block":
+            module: torch.nn.Module = blocks[read.block]
+        else:
+            module = additions[read.block].mlp if read.stream == "mlp" else additions[read.block].attention
+        return module.register_forward_hook(hook)
+
+    handles = [keep_stream(read) for read in reads] + [keep_input(read) for read in reads if read.stream == "middle"]
     try:
         yield streams
     finally:

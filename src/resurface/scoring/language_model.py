@@ -24,6 +24,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from resurface.decoder import final_norm, unembed
 from resurface.errors import ResurfaceError
 from resurface.interventions import Prepend, Read, Rewrite, Variant, read_variants
 from resurface.models import (
@@ -261,8 +262,8 @@ class ResurfaceLM(HFLM):
         ]
         chosen = hidden[tuple(torch.tensor(index, device=hidden.device).T)]
         if read is not None:
-            chosen = self.model.get_decoder().norm(chosen)
-        logprobs = head(chosen.float()).log_softmax(-1)
+            chosen = final_norm(self.model)(chosen)
+        logprobs = unembed(self.model, chosen.float(), head).log_softmax(-1)
         greedy = logprobs.argmax(-1).tolist()
         place = 0
         for row in batch:

@@ -18,7 +18,8 @@ class RMUSettings(TrainingSettings):
     length: PositiveInt = Field(512, description="tokens at which a text is cut")
     block: Block = Field(7, description="ℓ: the block whose output is misdirected")
     trained_blocks: DistinctList[Block] | None = Field(
-        [5, 6, 7], description="blocks whose mlp.down_proj is trained: ℓ-2 to ℓ; null: all blocks"
+        [5, 6, 7],
+        description="blocks whose mlp.down_proj (GPT-NeoX: mlp.dense_4h_to_h) is trained: ℓ-2 to ℓ; null: all blocks",
     )
     coefficient: PositiveFloat = Field(6.5, description="c: length of the random target, in `coefficient_unit`")
     coefficient_unit: Literal["absolute", "mean_norm"] = Field(

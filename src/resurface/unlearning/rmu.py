@@ -6,7 +6,8 @@ frozen model has it:
     L = ‖h_ℓ(x_forget) − c·u‖² + α ‖h_ℓ(x_retain) − h_ℓ^frozen(x_retain)‖²
 
 Squares are means over tokens and dimensions. u has entries drawn from U[0, 1), then normalized: all positive, not
-isotropic; each domain has its own. Only `mlp.down_proj` of the blocks ℓ−2 … ℓ is trained, and both passes end at block ℓ.
+isotropic; each domain has its own. Only the layer by which the MLP writes (`mlp.down_proj`) of the blocks ℓ−2 … ℓ is trained,
+and both passes end at block ℓ.
 """
 
 import random
@@ -16,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from resurface.data.tables import read_domain_table
+from resurface.decoder import name_mlp_output
 from resurface.models import batch_rows, check_blocks, pad_right, recording, run_decoder
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.rmu import RMUSettings
@@ -108,7 +110,7 @@ def unlearn(run: Run, settings: RMUSettings) -> None:
     """Unlearn a domain with RMU and save the checkpoint.
 
     Raises:
-        ResurfaceError: a block that the model does not have, a broken table or checkpoint, a diverging loss.
+        ResurfaceError: a block that the model does not have, MLPs of several parts, a broken table or checkpoint, a diverging loss.
     """
     model, tokenizer = load_trainable(run, settings)
     check_blocks([settings.block], model, "rmu.block")
@@ -130,7 +132,7 @@ def unlearn(run: Run, settings: RMUSettings) -> None:
     target = coefficient * draw_direction(model.config.hidden_size, run.data_folder.name, run.seed).to(run.device)
 
     trainer = RMUTrainer(
-        model=choose_trained(model, settings, "mlp.down_proj"),
+        model=choose_trained(model, settings, name_mlp_output(model)),
         args=TrainingArguments(**training_arguments(run, settings)),
         train_dataset=samples,  # type: ignore[arg-type]
         data_collator=lambda batch: collate(batch, pad),

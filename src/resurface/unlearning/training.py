@@ -30,8 +30,9 @@ from transformers import (
 
 from resurface.artifacts import publish_folder
 from resurface.data.tables import read_domain_table
+from resurface.decoder import decoder_blocks
 from resurface.errors import ResurfaceError
-from resurface.models import check_blocks, decoder_blocks, linear_names, load_model, load_tokenizer, set_seed
+from resurface.models import check_blocks, linear_names, load_model, load_tokenizer, set_seed
 from resurface.settings.training import TrainingSettings
 from resurface.trainer_runs import run_trainer
 
