@@ -19,14 +19,20 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from resurface.artifacts import naming_unreadable, read_json_object
 from resurface.checkpoints import check_checkpoint
 from resurface.errors import ResurfaceError
+from resurface.gpus import take_gpus
 
 
 def pick_device(name: str) -> torch.device:
-    """The device to compute on: `auto` is the first CUDA device if there is one, else the CPU.
+    """The device to compute on: `auto` is a CUDA device if there is one, else the CPU.
+
+    Of several GPUs, `auto` and `cuda` take one that no other job computes on (`resurface.gpus`); `cuda:1` is the second, whoever
+    uses it.
 
     Raises:
         ResurfaceError: a device was asked for that this machine does not have.
     """
+    if name in ("auto", "cuda"):
+        take_gpus()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

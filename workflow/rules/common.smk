@@ -11,6 +11,7 @@ import sys
 
 from resurface.config import dump_settings, validate_config
 from resurface.errors import ResurfaceError
+from resurface.gpus import DRIVER
 from resurface.registry import ATTACKS, METHODS
 from resurface.reproducibility import jobs
 from resurface.reproducibility.fingerprint import fingerprint
@@ -45,8 +46,11 @@ except ResurfaceError as error:
 
 LOGS = "results/logs"
 
-# GPUs of each job that computes on the device; no more than the mention of this resource makes Kubernetes look for one.
-GPUS = 1 if experiment.device.startswith("cuda") else None
+# GPUs of each job that computes on the device; no more than the mention of this resource makes Kubernetes look for one, so with
+# `auto` only jobs of a machine with a GPU of its own have it.
+HAS_GPU = workflow.local_exec and DRIVER.exists()
+IS_ON_GPU = (experiment.device == "auto" and HAS_GPU) or "cuda" in experiment.device
+GPUS = 1 if IS_ON_GPU else None
 
 REFERENCES = reference_models(experiment)
 
