@@ -8,10 +8,12 @@ cluster for: where a job runs does not make it stale.
 
 import json
 import sys
+from pathlib import Path
 
 from resurface.config import dump_settings, validate_config
 from resurface.errors import ResurfaceError
 from resurface.gpus import DRIVER
+from resurface.planning.disk import check_disk
 from resurface.registry import ATTACKS, METHODS
 from resurface.reproducibility import jobs
 from resurface.reproducibility.fingerprint import fingerprint
@@ -62,6 +64,16 @@ wildcard_constraints:
     part="[a-z0-9_]+",
     model="original|never_learned",
     seed=r"\d+",
+
+
+def refuse_full_disk():
+    """Stop before the first job if the results of those that are to run would not fit on the disk."""
+    jobs_to_run = workflow.dag.needrun_jobs()
+    outputs = {str(path) for job in jobs_to_run for path in job.output}
+    try:
+        check_disk(experiment, outputs, Path("results"))
+    except ResurfaceError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def growing(amount):
