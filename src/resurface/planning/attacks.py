@@ -17,6 +17,7 @@ from resurface.settings.pruning import PruningSettings
 from resurface.settings.random_prefix import RandomPrefixSettings
 
 MASK_BYTES = 0.17  # per weight, of the paper's whole grid
+HELD_BYTES = 1.2  # per weight, while a mask is applied: which weights are removed, and what they were
 SORT_BYTES = 24  # per weight of a layer that is sorted
 GENERATING = 2  # passes that a generated token takes as long as: the library does much beside the pass
 CHARACTERS = 4  # of a token
@@ -31,12 +32,14 @@ class Left:
         reads: variants that one pass answers for.
         transferred: variants that are scored on the other models too.
         longer: tokens by which a prompt grows.
+        held: bytes that applying a variant takes on the device.
     """
 
     variants: int
     reads: int = 1
     transferred: int = 0
     longer: float = 0.0
+    held: float = 0.0
 
 
 def none(settings: Settings, facts: Facts, domain: str, part: str) -> tuple[Work, Left]:
@@ -64,7 +67,7 @@ def finetuning(settings: FinetuningSettings, facts: Facts, domain: str, part: st
         state=12 * weights * min(3, max(counts) * settings.epochs // settings.batch_size // settings.save_steps),
         changing=len(counts),
     )
-    return work, Left(len(counts))
+    return work, Left(len(counts), held=4 * weights)
 
 
 def orthogonalization(settings: OrthogonalizationSettings, facts: Facts, domain: str, part: str) -> tuple[Work, Left]:
@@ -108,7 +111,7 @@ def pruning(settings: PruningSettings, facts: Facts, domain: str, part: str) -> 
         interventions=MASK_BYTES * shape.block_weights * len(settings.scores),
         changing=pairs * len(settings.scores),
     )
-    return work, Left(pairs * len(settings.scores))
+    return work, Left(pairs * len(settings.scores), held=HELD_BYTES * shape.block_weights)
 
 
 def perturbation(settings: PerturbationSettings, facts: Facts, domain: str, part: str) -> tuple[Work, Left]:

@@ -14,7 +14,6 @@ REQUEST_ROWS = 100  # of a table that are summarized in the time in which the ha
 SCORE_BYTES = 28  # of a row of a score table
 WRITTEN_TOKENS = 90  # of a question that a server writes, with its four options
 ASKING_TOKENS = 250  # of the instructions in a request
-HOLDING = 1.2  # bytes per weight that scoring holds of a mask: which are removed, and what they were
 
 
 def job_work(facts: Facts, output: str, rule: str, name: str | None) -> tuple[Work, str | None]:
@@ -65,18 +64,13 @@ def _score(facts: Facts, domain: str, method: str, attack: str) -> Work:
         for template in experiment.scoring.templates
     )
     batch = experiment.scoring.batch_tokens
-    changed = 0.0
-    if attack == "pruning":
-        changed = HOLDING * shape.block_weights
-    if attack == "finetuning":
-        settings: Any = experiment.settings_of("attacks", attack)
-        changed = 4 * shape.adapter_weights(settings.lora_rank) * (1 if facts.is_gpu else 2)
+    held = max((one.held for one in left), default=0)
     at_once = batch * (8 * shape.hidden + 3 * shape.intermediate) * weight_bytes(facts.is_gpu)
     head = 4 * shape.vocabulary * shape.hidden
     return Work(
         passes=[Pass(passes * tokens, passes * math.ceil(tokens / batch))],
         rows=REQUEST_ROWS * questions,
-        memory=shape.parameters * weight_bytes(facts.is_gpu) + changed + at_once + head,
+        memory=shape.parameters * weight_bytes(facts.is_gpu) + held + at_once + head,
         loaded=2 * shape.parameters,
         tables=SCORE_BYTES * sum(counts) * questions,
     )
