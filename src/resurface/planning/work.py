@@ -11,6 +11,7 @@ from resurface.planning.machines import Machine
 from resurface.planning.shapes import Shape
 
 GIB = 2**30
+ROW_SECONDS = 1e-5  # of a score table, for summary and worst case together
 ADAM_BYTES = 28  # that an AdamW step moves per weight: weight, gradient and two moments, in float32, read and written
 
 
@@ -93,9 +94,6 @@ def work_seconds(work: Work, shape: Shape, machine: Machine) -> float:
         + work.loaded / machine.load
         + work.rows * ROW_SECONDS
     )
-
-
-ROW_SECONDS = 1e-5  # of a score table, for summary and worst case together
 
 
 def weight_bytes(is_gpu: bool) -> int:
