@@ -39,6 +39,8 @@ report: "workflow/report/workflow.rst"
 
 
 onstart:
+    if workflow.storage_settings.default_storage_provider is None:
+        refuse_full_disk()
     if workflow.local_exec:
         name_scheduler()
         start_server()

@@ -26,9 +26,20 @@ from resurface.analysis.summary import read_scores, summarize
 from resurface.analysis.tables import PERPLEXITY_KINDS, REFUSAL_KINDS, read_results
 from resurface.analysis.worst_case import find_worst_case
 from resurface.artifacts import check_folder, hash_folder, hashes_path, read_table, write_table
+from resurface.attacks.pruning import SCHEMA
 from resurface.data.tables import TABLES, read_domain_table
 from resurface.errors import ResurfaceError
-from resurface.interventions import Adapter, Directions, Prepend, Pruning, Read, Rewrite, Variant, write_variants
+from resurface.interventions import (
+    STEP,
+    Adapter,
+    Directions,
+    Prepend,
+    Pruning,
+    Read,
+    Rewrite,
+    Variant,
+    write_variants,
+)
 from resurface.models import load_model, load_tokenizer
 from resurface.reproducibility.record import record_path
 from resurface.scoring.apply import change_model, prompt_changer, record_streams
@@ -152,23 +163,13 @@ def make_attack(folder: Path, model) -> None:
     (folder / "lora" / "README.md").unlink(missing_ok=True)
     save_file({"directions": torch.randn(6, 128)}, folder / "directions.safetensors")
     layers = ["model.layers.0.mlp.down_proj", "model.layers.3.self_attn.q_proj"]
-    schema = pa.schema(
-        [
-            ("layer", pa.dictionary(pa.int32(), pa.string())),
-            ("index", pa.int32()),
-            ("forget_percent", pa.float32()),
-            ("utility_percent", pa.float32()),
-        ]
-    )
-    with pq.ParquetWriter(folder / "masks.parquet", schema, write_page_checksum=True) as writer:
+    with pq.ParquetWriter(folder / "masks.parquet", SCHEMA, write_page_checksum=True) as writer:
         for layer in layers:
-            columns = [
-                pa.DictionaryArray.from_arrays(np.zeros(2000, np.int32), [layer]),
-                pa.array(np.arange(2000, dtype=np.int32) * 3),
-                pa.array(np.full(2000, 1.0, np.float32)),
-                pa.array(np.full(2000, np.inf, np.float32)),
-            ]
-            writer.write_table(pa.table(columns, schema=schema))
+            is_removed = np.zeros(model.get_submodule(layer).weight.numel(), bool)
+            is_removed[0:6000:3] = True
+            steps = bytes([0 * STEP + 1] * 2000)  # removed from q = 1 % on, and never kept
+            row = [layer, [1.0], [5.0], np.packbits(is_removed).tobytes(), steps]
+            writer.write_table(pa.table([[value] for value in row], schema=SCHEMA))
     prompts = pd.DataFrame(
         {"variant": "noise", "prompt": [f"Q{i}" for i in range(50)], "rewritten": [f"R{i}" for i in range(50)]}
     )
@@ -497,18 +498,44 @@ def test_tables_of_an_attack(shared, tmp_path, name):
     assert torch.equal(logits(model), before)
 
 
-@pytest.mark.parametrize(("place", "fits"), [(-1, False), (128 * 448, False), (128 * 448 - 1, True)])
-def test_a_mask_touches_nothing_beyond_its_weight(shared, tmp_path, place, fits):
+WEIGHTS = 128 * 448
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"removed": bytes([128]) + bytes(WEIGHTS // 8 - 1)}, None),
+        ({"removed": bytes(WEIGHTS // 8 - 1) + bytes([1])}, None),
+        ({"removed": bytes(WEIGHTS // 8) + bytes([128])}, "a bit for each of the layer's 57,344 weights"),
+        ({"removed": bytes(WEIGHTS // 8 - 2) + bytes([1])}, "a bit for each"),
+        ({"removed": bytes([255]) + bytes(WEIGHTS // 8 - 1)}, "a step for each bit that is set"),
+        ({"removed": bytes(WEIGHTS // 8)}, "a step for each bit that is set"),
+        ({"steps": bytes([1 * STEP])}, "steps beyond the 1 percents q and 1 percents p"),
+        ({"steps": bytes([2])}, "steps beyond the 1 percents"),
+        ({"q": []}, "needed are 1 to 15 rising numbers"),
+        ({"p": [5.0, 1.0]}, "needed are 1 to 15 rising numbers"),
+        ({"q": [float(number) for number in range(16)]}, "needed are 1 to 15 rising numbers"),
+        ({"layer": "model.layers.0.mlp"}, "no linear layer of that name"),
+        ({"steps": bytes(500_000)}, "this model's layers have at most 196,608 weights"),
+    ],
+)
+def test_a_mask_touches_nothing_beyond_its_weight(shared, tmp_path, change, message):
+    """Whatever a mask says: it is about the bits of one layer, or it is refused and the model is as before."""
     folder, model = shared
     attack = tmp_path / "attack"
     shutil.copytree(folder / "attack", attack)
-    table = pq.read_table(attack / "masks.parquet").slice(0, 1).set_column(1, "index", pa.array([place], pa.int32()))
-    pq.write_table(table, attack / "masks.parquet")
+    row = {"layer": "model.layers.0.mlp.down_proj", "q": [1.0], "p": [5.0]}
+    row |= {"removed": bytes([128]) + bytes(WEIGHTS // 8 - 1), "steps": bytes([1]), **change}
+    pq.write_table(pa.Table.from_pylist([row], SCHEMA), attack / "masks.parquet", use_dictionary=False)
     before = logits(model)
-    if fits:
-        apply_everything(attack, model)
+    if message is None:
+        weight = model.model.layers[0].mlp.down_proj.weight
+        kept = weight.detach().clone()
+        with change_model(model, Pruning(file="masks.parquet", p=5.0, q=1.0), attack):
+            changed = (weight != kept).flatten().nonzero().flatten().tolist()
+        assert changed == [0 if change["removed"][0] else WEIGHTS - 1]
     else:
-        with pytest.raises(ResurfaceError, match=rf"masks\.parquet: found places {place} to {place}"):
+        with pytest.raises(ResurfaceError, match=rf"masks\.parquet: .*{message}"):
             apply_everything(attack, model)
     assert torch.equal(logits(model), before)
 

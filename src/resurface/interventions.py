@@ -21,12 +21,15 @@ from resurface.artifacts import read_json
 from resurface.errors import ResurfaceError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
 Stream = Literal["attention", "middle", "mlp", "block"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=120)]
 Block = Annotated[int, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+STEP = 16  # of a mask's bytes, between the four bits that tell q and the four that tell p
 
 
 class _Part(BaseModel):
@@ -49,18 +52,26 @@ class Directions(_Part):
 
 
 class Pruning(_Part):
-    """Weights set to zero: those rows of `file` (`attacks.pruning.write_masks`) with forget ≤ q and utility > p [percent]."""
+    """Weights set to zero: of those in `file` (`attacks.pruning.write_masks`) the ones that the pair (p, q) removes [percent]."""
 
     kind: Literal["pruning"] = "pruning"
     file: FileName
     p: Percent
     q: Percent
 
-    def removes(self, forget_percent: "np.ndarray", utility_percent: "np.ndarray") -> "np.ndarray":
-        """Of each weight `[weights]`, whether the pair removes it. The percents are float32, as `file` keeps them."""
-        return (forget_percent <= forget_percent.dtype.type(self.q)) & (
-            utility_percent > utility_percent.dtype.type(self.p)
-        )
+    def removed_steps(self, q: "Sequence[float]", p: "Sequence[float]") -> "np.ndarray":
+        """Of each byte that `file` may say of a weight, whether the pair removes such a weight `[256]`.
+
+        Args:
+            q: the percents that the upper four bits count, rising: the weight is removed from there on.
+            p: the percents that the lower four bits count, rising: the weight is kept from there on. What is beyond the last is
+                never reached.
+        """
+        import numpy as np
+
+        removed, kept = (np.full(STEP, np.inf) for _ in range(2))
+        removed[: len(q)], kept[: len(p)] = q, p
+        return ((removed <= self.q)[:, None] & (kept > self.p)[None]).reshape(-1)
 
 
 class Prepend(_Part):

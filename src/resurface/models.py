@@ -22,17 +22,27 @@ from resurface.artifacts import naming_unreadable, read_json_object
 from resurface.checkpoints import check_checkpoint
 from resurface.decoder import block_output, cap_logits, check_places, decoder_blocks
 from resurface.errors import ResurfaceError
+from resurface.gpus import take_gpus
 from resurface.prompts import encode_letters
 
 log = logging.getLogger("resurface")
 
 
-def pick_device(name: str) -> torch.device:
-    """The device to compute on: `auto` is the first CUDA device if there is one, else the CPU.
+def pick_device(name: str, count: int = 1) -> torch.device:
+    """The device to compute on: `auto` is a CUDA device if there is one, else the CPU.
+
+    Of several GPUs, `auto` and `cuda` take some that no other job computes on (`resurface.gpus`), and return the first of these;
+    `cuda:1` is the second, whoever uses it.
+
+    Args:
+        name: `auto`, `cpu`, `cuda` or `cuda:<number>`.
+        count: GPUs that the job computes on.
 
     Raises:
         ResurfaceError: a device was asked for that this machine does not have.
     """
+    if name in ("auto", "cuda"):
+        take_gpus(count)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

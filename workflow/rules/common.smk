@@ -8,9 +8,12 @@ cluster for: where a job runs does not make it stale.
 
 import json
 import sys
+from pathlib import Path
 
 from resurface.config import dump_settings, validate_config
 from resurface.errors import ResurfaceError
+from resurface.gpus import DRIVER
+from resurface.planning.disk import check_disk
 from resurface.registry import ATTACKS, METHODS
 from resurface.reproducibility import jobs
 from resurface.reproducibility.fingerprint import fingerprint
@@ -45,8 +48,11 @@ except ResurfaceError as error:
 
 LOGS = "results/logs"
 
-# GPUs of each job that computes on the device; no more than the mention of this resource makes Kubernetes look for one.
-GPUS = 1 if experiment.device.startswith("cuda") else None
+# GPUs of each job that computes on the device; no more than the mention of this resource makes Kubernetes look for one, so with
+# `auto` only jobs of a machine with a GPU of its own have it.
+HAS_GPU = workflow.local_exec and DRIVER.exists()
+IS_ON_GPU = (experiment.device == "auto" and HAS_GPU) or "cuda" in experiment.device
+GPUS = 1 if IS_ON_GPU else None
 
 REFERENCES = reference_models(experiment)
 
@@ -58,6 +64,16 @@ wildcard_constraints:
     part="[a-z0-9_]+",
     model="original|never_learned",
     seed=r"\d+",
+
+
+def refuse_full_disk():
+    """Stop before the first job if the results of those that are to run would not fit on the disk."""
+    jobs_to_run = workflow.dag.needrun_jobs()
+    outputs = {str(path) for job in jobs_to_run for path in job.output}
+    try:
+        check_disk(experiment, outputs, Path("results"))
+    except ResurfaceError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def growing(amount):

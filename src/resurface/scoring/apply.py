@@ -4,6 +4,7 @@ An intervention may be a stranger's, so all that it says is held against the mod
 the process, a negative one would change another place, and a part that fits nothing would leave an attack half applied.
 """
 
+import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from resurface.artifacts import MOST_ROWS, naming_unreadable, path_inside, read_json_object, read_table
+from resurface.artifacts import naming_unreadable, path_inside, read_json_object, read_table
 from resurface.checkpoints import check_weights
 from resurface.decoder import block_input, block_output, decoder_blocks, find_additions
 from resurface.errors import ResurfaceError
-from resurface.interventions import Adapter, Directions, Prepend, Pruning, Read, Rewrite
+from resurface.interventions import STEP, Adapter, Directions, Prepend, Pruning, Read, Rewrite
 from resurface.models import check_blocks
 
 # What of peft's settings would make an adapter something else than W + scale · B A.
@@ -32,7 +33,10 @@ UNUSUAL = (
     "fan_in_fan_out",
     "alora_invocation_tokens",
 )
-MASK_COLUMNS = {"layer": "string", "index": "int32", "forget_percent": "float", "utility_percent": "float"}
+PERCENTS = "list<element: double>"
+MASK_COLUMNS = {"layer": "string", "q": PERCENTS, "p": PERCENTS, "removed": "binary", "steps": "binary"}
+MOST_PERCENTS = STEP - 1
+MOST_OVERHEAD = 100_000  # bytes of a row group beside its mask
 
 
 @contextmanager
@@ -199,41 +203,70 @@ def _remove_weights(model: PreTrainedModel, part: Pruning, folder: Path) -> Iter
     path = path_inside(folder, part.file)
     if not path.is_file():
         raise ResurfaceError(f"{path}: no such file; expected the masks of a pruning attack")
+    largest = max(weight.numel() for weight in model.parameters())
     saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     try:
-        for name, places, forget, utility in _read_masks(path):
-            flat = _linear_layer(model, name, path).weight.data.view(-1)
-            if len(places) and not 0 <= places.min() <= places.max() < len(flat):
-                raise ResurfaceError(
-                    f"{path}: found places {places.min()} to {places.max()} in {name!r}, which has {len(flat)} weights"
-                )
-            index = torch.from_numpy(places[part.removes(forget, utility)].astype(np.int64)).to(flat.device)
-            saved.append((flat, index, flat[index]))
-            flat[index] = 0
+        for mask in _read_masks(path, largest):
+            flat = _linear_layer(model, mask["layer"], path).weight.data.view(-1)
+            is_removed = _unpack_mask(mask, part, len(flat), path).to(flat.device)
+            saved.append((flat, is_removed, flat[is_removed]))
+            flat[is_removed] = 0
         yield
     finally:
-        for flat, index, before in reversed(saved):  # a place may stand there twice
-            flat[index] = before
+        for flat, is_removed, before in reversed(saved):  # a layer may stand there twice
+            flat[is_removed] = before
 
 
-def _read_masks(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each layer its name, places in its weight, and the two percents at which each of these is removed or kept."""
+def _read_masks(path: Path, largest: int) -> Iterator[dict[str, Any]]:
+    """The rows of a file of masks, one per layer; none is read that says more than a layer of `largest` weights can need."""
     with naming_unreadable(path, "parquet"):
         file = pq.ParquetFile(path, page_checksum_verification=True)
         count = file.num_row_groups
     for group in range(count):
         with naming_unreadable(path, "parquet"):
-            if file.metadata.row_group(group).num_rows > MOST_ROWS:
-                raise ResurfaceError(f"{path}: row group {group} has more than {MOST_ROWS:,} rows")
-            rows = file.read_row_group(group, columns=list(MASK_COLUMNS)).unify_dictionaries()
-            found = {field.name: str(getattr(field.type, "value_type", field.type)) for field in rows.schema}
-            if found != MASK_COLUMNS or any(column.null_count for column in rows.columns):
-                raise ResurfaceError(f"{path}: found the columns {found}, perhaps with gaps; needed are {MASK_COLUMNS}")
-            names = rows["layer"].unique().to_pylist()
-            if len(names) != 1:
-                raise ResurfaceError(f"{path}: row group {group} is about {len(names)} layers; it must be about one")
-            places, forget, utility = (rows[name].to_numpy() for name in list(MASK_COLUMNS)[1:])
-        yield names[0], places, forget, utility
+            described = file.metadata.row_group(group)
+            if described.num_rows != 1 or described.total_byte_size > 2 * largest + MOST_OVERHEAD:
+                raise ResurfaceError(
+                    f"{path}: row group {group} has {described.num_rows} rows and {described.total_byte_size:,} bytes; it must "
+                    f"be one row about one layer, and this model's layers have at most {largest:,} weights"
+                )
+            rows = file.read_row_group(group)
+            found = {field.name: str(field.type) for field in rows.schema}
+            row = rows.to_pylist()[0]
+        if found != MASK_COLUMNS or any(value is None for value in row.values()):
+            raise ResurfaceError(f"{path}: found the columns {found}, perhaps with gaps; needed are {MASK_COLUMNS}")
+        yield row
+
+
+def _unpack_mask(mask: dict[str, Any], part: Pruning, weights: int, path: Path) -> torch.Tensor:
+    """Of each weight of a layer, whether a pair removes it `[weights]`.
+
+    Raises:
+        ResurfaceError: the mask is one of another number of weights, or counts percents that it does not name.
+    """
+    for name in ("q", "p"):
+        percents = mask[name]
+        if not 0 < len(percents) <= MOST_PERCENTS or None in percents or percents != sorted(percents):
+            raise ResurfaceError(
+                f"{path}: found for {mask['layer']!r} the percents {name} {reprlib.repr(percents)}; needed are 1 to {MOST_PERCENTS} "
+                "rising numbers"
+            )
+    packed, steps = (np.frombuffer(mask[name], np.uint8) for name in ("removed", "steps"))
+    fits = len(packed) == (weights + 7) // 8
+    bits = np.unpackbits(packed).view(bool) if fits else np.zeros(0, bool)
+    if not fits or bits[weights:].any() or np.count_nonzero(bits) != len(steps):
+        raise ResurfaceError(
+            f"{path}: found for {mask['layer']!r} a mask of {len(packed):,} bytes and {len(steps):,} steps; it must have a bit for "
+            f"each of the layer's {weights:,} weights, and a step for each bit that is set"
+        )
+    if len(steps) and not ((steps // STEP < len(mask["q"])) & (steps % STEP <= len(mask["p"]))).all():
+        raise ResurfaceError(
+            f"{path}: found for {mask['layer']!r} steps beyond the {len(mask['q'])} percents q and {len(mask['p'])} percents p that "
+            "it names"
+        )
+    is_removed = np.zeros(weights, bool)
+    is_removed[bits[:weights]] = part.removed_steps(mask["q"], mask["p"])[steps]
+    return torch.from_numpy(is_removed)
 
 
 def prompt_changer(part: Prepend | Rewrite | None, folder: Path) -> Callable[[str], str]:

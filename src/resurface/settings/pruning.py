@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from resurface.settings.base import DistinctList, PositiveInt, Settings, Slug
 
 Percent = Annotated[float, Field(ge=0, le=100)]
+MOST_PERCENTS = 15  # what four bits of a mask count (`attacks.pruning.write_masks`)
 GRID = [0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0]
 
 
@@ -37,10 +38,13 @@ class PruningSettings(Settings):
         ["gradient"], description="`gradient`: |W| ⊙ Σ|∂L/∂W|; `activation`: |W| ⊙ ‖X‖ (Wanda)"
     )
     p: DistinctList[Percent] = Field(
-        GRID, description="percent of a layer's weights, by their score on utility data, that are kept"
+        GRID,
+        max_length=MOST_PERCENTS,
+        description="percent of a layer's weights, by their score on utility data, that are kept",
     )
     q: DistinctList[Percent] = Field(
         GRID,
+        max_length=MOST_PERCENTS,
         description="percent of a layer's weights, by their score on forget data, that are removed unless kept; q ≤ p",
     )
     samples: PositiveInt = Field(512, description="samples of forget data and of utility data")
