@@ -20,6 +20,8 @@ from resurface.reproducibility.jobs import (
     MODELS,
     PERPLEXITIES,
     PERPLEXITY,
+    PREFERENCES,
+    PUBLIC_SUBJECTS,
     REFUSALS,
     REPORT,
     SCORES,
@@ -32,6 +34,7 @@ from resurface.reproducibility.jobs import (
     job_settings,
     job_source,
     prompt_attacks,
+    public_domains,
     reference_models,
     shown_folders,
 )
