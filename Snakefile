@@ -27,6 +27,7 @@ if not workflow.overwrite_configfiles:
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/preferences.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/unlearn.smk"
 include: "workflow/rules/attack.smk"

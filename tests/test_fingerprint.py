@@ -58,6 +58,13 @@ def test_closure_of_an_attack(name, more):
     assert set(closure(ATTACKS[name].module)) == expected
 
 
+def test_closure_of_preferences():
+    """A change of the testbed, or of a method, must not send anybody back to a server."""
+    own = {f"resurface.data.{name}" for name in ("preferences", "chat_client", "replies", "written_questions")}
+    more = {"resurface.generation", "resurface.preemption", "resurface.settings"} | settings_of("preferences")
+    assert set(closure("resurface.data.preferences")) == COMMON | MODEL | DATA | own | more
+
+
 def test_scoring_knows_no_attack_and_no_method():
     for module in closure("resurface.scoring.score"):
         assert not module.startswith(("resurface.attacks", "resurface.unlearning", "resurface.registry"))

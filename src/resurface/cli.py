@@ -225,6 +225,39 @@ def data(domain: str, output: OutputOption, settings: SettingsOption = "{}") -> 
             write_domain(domain, output, chosen)
 
 
+@app.command("write-preferences")
+def write_preferences(
+    forget_corpus: Annotated[Path, typer.Option(help="Table of the domain's texts.")],
+    benign_corpus: Annotated[Path, typer.Option(help="Table of benign texts.")],
+    benign_questions: Annotated[Path, typer.Option(help="Table of benign questions.")],
+    general_pairs: Annotated[Path, typer.Option(help="Table of preference pairs of open chat.")],
+    subject: Annotated[str, typer.Option(help="The domain's field as it stands in a prompt's header.")],
+    output: Annotated[Path, typer.Option(help="The table of preference pairs; other tables are written beside it.")],
+    settings: SettingsOption = "{}",
+    model: Annotated[
+        Path | None, typer.Option(help="The checkpoint that writes, where the settings name no server.")
+    ] = None,
+    device: DeviceOption = "auto",
+    replies: Annotated[Path, typer.Option(help="Where replies are kept.")] = Path(".replies"),
+) -> None:
+    """Have questions written from a domain's and benign texts, and pair them with refusals."""
+    from resurface.settings.preferences import PreferenceSettings
+
+    chosen = _read_settings(PreferenceSettings, settings)
+    if (chosen.base_url is None) == (model is None):
+        found = "neither --model nor base_url" if model is None else "both --model and base_url"
+        raise ResurfaceError(f"--model: found {found}; either a checkpoint writes, or a server")
+    from resurface.data.preferences import WRITTEN_TABLES, Sources
+    from resurface.data.preferences import write_preferences as write
+
+    sources = Sources(forget_corpus, benign_corpus, benign_questions, general_pairs)
+    inputs = [forget_corpus, benign_corpus, benign_questions, general_pairs, *([model] if model else [])]
+    outputs = [output.with_name(f"{name}.parquet") for name in WRITTEN_TABLES]
+    what = {**chosen.model_dump(mode="json"), "subject": subject}
+    with _recording("write_preferences", output, inputs, what, outputs=outputs):
+        write(sources, subject, output, chosen, replies, model, device)
+
+
 @app.command()
 def pretrain(model: str, output: OutputOption, settings: SettingsOption = "{}", device: DeviceOption = "auto") -> None:
     """Train the testbed's `original` or `never_learned` model from scratch."""

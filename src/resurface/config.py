@@ -23,6 +23,7 @@ from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
 from resurface.settings.base import DistinctList, PositiveInt, Seed, Settings
 from resurface.settings.data import TestbedSettings
+from resurface.settings.preferences import PreferenceSettings
 from resurface.settings.scoring import PerplexitySettings, RefusalSettings, ScoringSettings
 from resurface.settings.summary import SummarySettings
 from resurface.settings.testbed import PretrainingSettings
@@ -117,6 +118,7 @@ class Experiment(Settings):
     attacks: AttackSettings = Field(description="attacks and their settings")  # type: ignore[valid-type]
     data: TestbedSettings = TestbedSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
+    preferences: PreferenceSettings = PreferenceSettings()
     scoring: ScoringSettings = ScoringSettings()
     refusals: RefusalSettings = RefusalSettings()
     perplexity: PerplexitySettings = PerplexitySettings()

@@ -23,6 +23,8 @@ from resurface.reproducibility.jobs import (
     MODELS,
     PERPLEXITIES,
     PERPLEXITY,
+    PREFERENCES,
+    PUBLIC_SUBJECTS,
     REFUSALS,
     REPORT,
     SCORES,
@@ -35,6 +37,7 @@ from resurface.reproducibility.jobs import (
     job_settings,
     job_source,
     prompt_attacks,
+    public_domains,
     reference_models,
     shown_folders,
 )

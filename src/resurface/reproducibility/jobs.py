@@ -15,6 +15,7 @@ from resurface.reproducibility.fingerprint import fingerprint
 from resurface.settings.base import Settings
 
 DATA = "results/data/{domain}"
+PREFERENCES = f"{DATA}/preferences.parquet"
 TESTBED = "results/testbed/{model}"
 MODELS = "results/models/{model}"
 UNLEARNED = "results/unlearned/{domain}/{method}/seed{seed}"
@@ -33,6 +34,7 @@ TASKS = ("resurface.testbed.tasks.questions", "testbed/tasks/*.yaml")
 SOURCES: dict[str, list[tuple[str, ...]]] = {
     "data": [("resurface.data.testbed",)],
     "general_questions": [("resurface.data.testbed",)],
+    "write_preferences": [("resurface.data.preferences",)],
     "model": [("resurface.checkpoints",)],
     "pretrain": [("resurface.testbed.pretraining",)],
     "score": [("resurface.scoring.score",), TASKS],
@@ -43,6 +45,10 @@ SOURCES: dict[str, list[tuple[str, ...]]] = {
     "summarize_perplexity": [("resurface.analysis.perplexity",)],
     "report": [("resurface.analysis.report", "analysis/report.html.jinja"), ("resurface.analysis.figures",)],
 }
+# Tables that a job writes beside what its command line names as output.
+WRITTEN_BESIDE = {"write_preferences": ("train_questions", "retain_questions", "rejects")}
+# The public domains, for which preference data is written, each with its field as it stands in a prompt's header.
+PUBLIC_SUBJECTS = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}
 NAMED = {"unlearn": METHODS, "attack": ATTACKS}
 
 
@@ -73,6 +79,7 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
         return dump_settings(experiment.data, without=["articles", "preference_draws"])
     slices: dict[str, Settings] = {
         "pretrain": experiment.pretraining,
+        "write_preferences": experiment.preferences,
         "score": experiment.scoring,
         "refusals": experiment.refusals,
         "perplexity": experiment.perplexity,
@@ -80,6 +87,11 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
         "worst_case": experiment.summary,
     }
     return dump_settings(slices[rule]) if rule in slices else json.dumps({})
+
+
+def public_domains(experiment: Experiment) -> list[str]:
+    """The domains whose preference data is written."""
+    return [name for name in experiment.domains if name in PUBLIC_SUBJECTS]
 
 
 def reference_models(experiment: Experiment) -> list[str]:
@@ -143,6 +155,7 @@ def all_jobs(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
     """All jobs of an experiment: what a job's command line names as output → its rule, and the method or the attack."""
     jobs: dict[str, tuple[str, str | None]] = {DATA.format(domain=name): ("data", None) for name in experiment.domains}
     jobs[DATA.format(domain="general")] = ("general_questions", None)
+    jobs |= {PREFERENCES.format(domain=name): ("write_preferences", None) for name in public_domains(experiment)}
     for name in reference_models(experiment):
         if getattr(experiment.models, name) == "pretrain":
             jobs[TESTBED.format(model=name)] = ("pretrain", None)
@@ -171,6 +184,8 @@ def job_facts(experiment: Experiment, output: str, rule: str) -> dict[str, Any]:
         `seed`, and settings by key.
     """
     parts = output.removesuffix(".parquet").split("/")[2:]
+    if rule == "write_preferences":
+        return {"seed": None, "subject": PUBLIC_SUBJECTS[parts[0]]}
     if rule == "model":
         source = getattr(experiment.models, parts[0])
         named = {"testbed": f"testbed:{parts[0]}", "pretrain": TESTBED.format(model=parts[0])}
@@ -202,5 +217,7 @@ def domain_tasks(domain: str) -> list[str]:
 
 def is_output(path: str, output: str, rule: str) -> bool:
     """Whether a job writes a file, by what its command line names as output."""
-    written = (output, f"{output}.hashes.json")
+    folder = output.rpartition("/")[0]
+    beside = [f"{folder}/{name}.parquet" for name in WRITTEN_BESIDE.get(rule, ())]
+    written = (output, f"{output}.hashes.json", *beside)
     return path in written or path.startswith((f"{output}/", *(["results/figures/"] if rule == "report" else [])))
