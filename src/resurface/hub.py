@@ -39,11 +39,13 @@ def find_files(source: str, kind: Kind, allowed: Sequence[str], ignored: Sequenc
         return Path(source)
     from huggingface_hub import constants, errors, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
 
     repository, revision = hub_id
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
     command = f"hf download {repository} --revision {revision}{' --repo-type dataset' if kind == 'dataset' else ''}"
     disable_progress_bars()
+    hub_logging.set_verbosity_error()  # its warnings show addresses too
     try:
         with naming_full_disk(Path(constants.HF_HUB_CACHE)):
             folder = Path(
