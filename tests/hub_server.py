@@ -22,6 +22,7 @@ class Hub(ThreadingHTTPServer):
         folder: what it serves.
         gated: repositories that need access.
         members: tokens that have it.
+        refused: tokens that the hub does not know.
         broken: the part of a file's name whose download ends in the middle.
         asked: paths of files that were downloaded.
     """
@@ -31,6 +32,7 @@ class Hub(ThreadingHTTPServer):
         self.folder = folder
         self.gated: set[str] = set()
         self.members: set[str] = set()
+        self.refused: set[str] = set()
         self.broken: str | None = None
         self.asked: list[str] = []
 
@@ -62,6 +64,9 @@ class Answer(BaseHTTPRequestHandler):
         if match is None:
             return self.send({}, b"", 404)
         kind, name = match[1] or "", match[2]
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token in self.server.refused:
+            return self.send({"X-Error-Message": "Invalid credentials in Authorization header"}, b"", 401)
         home = self.server.folder / ("datasets" if kind.startswith("datasets") else "") / name
         if not home.is_dir():
             return self.send({"X-Error-Code": "RepoNotFound"}, b"", 401)
@@ -81,7 +86,6 @@ class Answer(BaseHTTPRequestHandler):
                 if place.is_file()
             ]
             return self.send({}, json.dumps(tree).encode())
-        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if name in self.server.gated and token not in self.server.members:
             return self.send({"X-Error-Code": "GatedRepo"}, b"", 403 if token else 401)
         content = (home / file[4]).read_bytes()

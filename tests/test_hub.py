@@ -118,6 +118,7 @@ GATED = ["access to this", "must be asked for at", "hf auth login", "HF_TOKEN"]
     [
         (["model", f"{MODEL}@main", "--output", "out"], "gated", {}, [*GATED, "/org/tiny;"]),
         (["model", f"{MODEL}@{COMMIT}", "--output", "out"], "gated", {"HF_TOKEN": ""}, [*GATED, "/org/tiny;"]),
+        (["model", f"{MODEL}@main", "--output", "out"], "refused", {}, ["(status 401); log in anew"]),
         (DATA, "gated", {}, [*GATED, "/datasets/org/wmdp;"]),
         (["model", f"{MODEL}@v9", "--output", "out"], "", {}, ["no revision 'v9'", "commits/main"]),
         (["model", f"{MODEL}@{'f' * 40}", "--output", "out"], "", {}, [f"no revision '{'f' * 40}'"]),
@@ -135,6 +136,8 @@ GATED = ["access to this", "must be asked for at", "hf auth login", "HF_TOKEN"]
 def test_what_cannot_be_had_is_said(tmp_path, hub, resurface, arguments, change, environment, words):
     if change == "gated":
         hub.gated |= {MODEL, "org/wmdp"}
+    if change == "refused":
+        hub.refused.add(SECRET)
     run = resurface(*arguments, **environment)
     assert run.returncode == 1
     for word in words:

@@ -81,10 +81,12 @@ def find_files(source: str, kind: Kind, allowed: Sequence[str], ignored: Sequenc
             f"network: `{command}`, with HF_HOME on a disk that this machine sees, or name a local copy"
         ) from None
     except errors.HTTPError as error:
-        raise ResurfaceError(
-            f"{source}: {constants.ENDPOINT} could not be read from ({_name_cause(error)}); try again later: what was fetched is "
-            "kept"
-        ) from None
+        cause = _name_cause(error)
+        is_refused = cause in ("status 401", "status 403")
+        remedy = (
+            "log in anew (`hf auth login`, or HF_TOKEN)" if is_refused else "try again later: what was fetched is kept"
+        )
+        raise ResurfaceError(f"{source}: {constants.ENDPOINT} could not be read from ({cause}); {remedy}") from None
     log.info("%s: commit %s, in the cache", source, folder.name)
     return folder
 

@@ -5,6 +5,7 @@ table is written from log-probabilities. It holds no question text: a question i
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -55,12 +56,14 @@ SCORE_SCHEMA = pa.schema(
 @cache
 def local_tasks() -> frozenset[str]:
     """Names of the workflow's own tasks and groups: the testbed's, and WMDP and MMLU from local tables."""
-    return frozenset(lm_eval.tasks.TaskManager(include_path=task_folders(), include_defaults=False).all_tasks)
+    texts = [path.read_text() for folder in (TASK_FOLDER, PUBLIC_TASK_FOLDER) for path in folder.glob("*.yaml")]
+    return frozenset(name for text in texts for name in re.findall(r"^(?:task|group): *(\w+)$", text, re.MULTILINE))
 
 
-def task_folders() -> list[str]:
-    """The folders of the workflow's own tasks."""
-    return [str(TASK_FOLDER), str(PUBLIC_TASK_FOLDER)]
+def task_folders(names: list[str]) -> list[str]:
+    """The folders of the workflow's own tasks among these; MMLU's 57 files are only read if they are needed."""
+    is_public = any(name.startswith("resurface_") for name in names)
+    return [str(TASK_FOLDER), *([str(PUBLIC_TASK_FOLDER)] if is_public else [])]
 
 
 def load_tasks(names: list[str]) -> dict[str, Task]:
@@ -72,7 +75,7 @@ def load_tasks(names: list[str]) -> dict[str, Task]:
         ResurfaceError: the harness knows no such task, or it is not multiple choice.
     """
     is_local = local_tasks().issuperset(names)
-    manager = lm_eval.tasks.TaskManager(include_path=task_folders(), include_defaults=not is_local)
+    manager = lm_eval.tasks.TaskManager(include_path=task_folders(names), include_defaults=not is_local)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise ResurfaceError(
