@@ -11,6 +11,7 @@ from conftest import ROOT
 
 from resurface.config import validate_config
 from resurface.registry import ATTACKS, METHODS
+from resurface.reproducibility.jobs import all_jobs
 from resurface.settings.sources import split_hub_id
 
 EXPERIMENTS = {path.stem: path for path in (ROOT / "workflow" / "experiments").glob("*.yaml")}
@@ -82,6 +83,9 @@ def test_it_is_planned_without_a_network(name, tmp_path):
     assert run.returncode == 0, run.stdout[-3000:]
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", run.stdout, flags=re.MULTILINE)}
     experiment = validate_config(yaml.safe_load(EXPERIMENTS[name].read_text()), name)
+    assert counts["total"] == len(all_jobs(experiment)) + 2, (
+        "audits know all of them; the manifest and `all` have no record"
+    )
     assert counts["unlearn"] == len(METHODS)
     taken_over = [experiment.models.original, experiment.models.never_learned, *experiment.published]
     assert counts["model"] == sum(model is not None for model in taken_over)
