@@ -154,7 +154,7 @@ class Experiment(Settings):
                 raise ValueError(f"methods.published.{name}: this name is taken; choose another")
             if not any(self.is_of_domain(name, domain) for domain in self.domains):
                 raise ValueError(
-                    f"methods.published.{name}.domains: found {settings.domains}; the domains of this experiment are "
+                    f"methods.published.{name}.domains: found {reprlib.repr(settings.domains)}; the domains of this experiment are "
                     f"{', '.join(self.domains)}"
                 )
         return self

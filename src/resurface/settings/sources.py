@@ -53,10 +53,12 @@ class RowCounts(Settings):
     wmdp_cyber: PositiveInt | None = Field(1987, description="questions of WMDP about cybersecurity")
     mmlu: PositiveInt | None = Field(14042, description="test questions of MMLU, all subjects")
     bio_forget: PositiveInt | None = Field(24453, description="papers of the gated forget corpus about biology")
-    bio_retain: PositiveInt | None = Field(60887, description="papers of the retain corpus about biology")
+    bio_retain: PositiveInt | None = Field(None, description="papers of the retain corpus about biology; some 60,000")
     chem_forget: PositiveInt | None = Field(None, description="texts of a user's own forget corpus about chemistry")
     cyber_forget: PositiveInt | None = Field(1000, description="texts of the forget corpus about cybersecurity")
-    cyber_retain: PositiveInt | None = Field(4473, description="texts of the retain corpus about cybersecurity")
+    cyber_retain: PositiveInt | None = Field(
+        None, description="texts of the retain corpus about cybersecurity; some 4,500"
+    )
     wikitext: PositiveInt | None = Field(36718, description="lines of WikiText-2's train split, empty ones included")
     oasst2: PositiveInt | None = Field(128575, description="messages of OASST2's train split, all languages")
     arc_easy: PositiveInt | None = Field(2251, description="train questions of ARC-Easy")
