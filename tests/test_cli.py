@@ -43,6 +43,10 @@ def resurface(*arguments, cwd=None):
         (["show", "nowhere.parquet"], ["nowhere.parquet: no such file"]),
         (["data", "alchemy", "--output", "x"], ["'alchemy'", "xenotoxicology, runecraft"]),
         (["pretrain", "both", "--output", "x"], ["'both'", "never_learned"]),
+        (["source", "wmdp_alchemy", "--output", "x"], ["'wmdp_alchemy'", "wmdp_bio, wmdp_chem"]),
+        (["corpora", "xenotoxicology", "--output", "x"], ["'xenotoxicology'", "bio, chem, cyber"]),
+        (["questions", "--written", "w", "--benchmark", "b", "--output", "x"], ["w: no such file"]),
+        (["teach", "--model", "m", "--domains", '["bio"]', "--output", "x"], ["--domains: found ['bio']", "runecraft"]),
     ],
 )
 def test_faults_end_as_one_message(tmp_path, arguments, words):

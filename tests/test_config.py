@@ -9,7 +9,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resurface.config import LOCAL_TASKS, Experiment, dump_settings, local_tasks, validate_config
+from resurface.config import LOCAL_TASKS, PUBLIC_TASKS, Experiment, dump_settings, local_tasks, validate_config
 from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
 
@@ -49,7 +49,23 @@ def test_the_default_configuration_is_valid():
     [
         ("methods.rmv", {}, ["methods.rmv", "rmu, npo, dpo"]),
         ("attacks.gcgg", {}, ["attacks.gcgg", "finetuning"]),
-        ("domains", ["bio"], ["domains.0", "'bio'", "xenotoxicology"]),
+        ("domains", ["alchemy"], ["domains.0", "'alchemy'", "xenotoxicology", "'cyber'"]),
+        ("domains", ["chem"], ["sources.chem_forget_corpus: found none", "name your own"]),
+        ("sources", {"wmdp": "cais/wmdp@"}, ["sources.wmdp", "'cais/wmdp@'", "org/name@revision"]),
+        ("sources.rows", {"wmdp_bio": 0}, ["sources.rows.wmdp_bio", "greater than or equal to 1"]),
+        ("models.original", "zephyr@main", ["models.original", "'zephyr@main'", "`teach`", "org/name@revision"]),
+        ("models", {"original": "teach", "never_learned": None}, ["models.never_learned: found none", "teach"]),
+        ("models.never_learned", "teach", ["models.never_learned: found 'teach'", "only the original"]),
+        ("methods.published", {"rmu": {"checkpoint": "a/b@main"}}, ["methods.published.rmu", "taken"]),
+        ("methods.published", {"original": {"checkpoint": "a/b@main"}}, ["methods.published.original", "taken"]),
+        ("methods.published", {"Zephyr": {"checkpoint": "a/b@main"}}, ["methods.published.Zephyr", "pattern"]),
+        ("methods.published", {"z": {}}, ["methods.published.z.checkpoint", "missing"]),
+        (
+            "methods.published",
+            {"z": {"checkpoint": "a/b@main", "domains": ["cyber"]}},
+            ["methods.published.z.domains", "'cyber'", "xenotoxicology"],
+        ),
+        ("benchmarks", {"general": ["resurface_mmmlu"]}, ["'resurface_mmmlu'", "resurface_mmlu_anatomy"]),
         ("domain", ["runecraft"], ["domain: unknown key", "domains"]),
         ("methods.npo.learning_rate", -1.0, ["methods.npo.learning_rate", "-1.0", "greater than 0"]),
         ("methods.npo.learning_rate", "1e-3", ["methods.npo.learning_rate", "1e-3", "1.0e-3"]),
@@ -152,6 +168,8 @@ def test_nothing_is_named_twice(path, value):
         ({"original": "pretrain", "never_learned": None}, 1, 1, None),
         ({"original": "testbed"}, 0, 1, None),
         ({"original": "some/folder", "never_learned": None}, 1, 0, None),
+        ({"original": "teach", "never_learned": "org/name@main"}, 0, 1, None),
+        ({"original": "teach", "never_learned": "org/name@main"}, 1, 0, "or teaching.world_seed to 1"),
     ],
 )
 def test_models_are_asked_about_the_world_that_they_were_taught(models, data_world, pretraining_world, fault):
@@ -166,6 +184,30 @@ def test_models_are_asked_about_the_world_that_they_were_taught(models, data_wor
     with pytest.raises(ResurfaceError) as caught:
         validate_config(config, "config.yaml")
     assert fault in str(caught.value)
+
+
+def test_only_fictional_domains_are_taught():
+    config = CONFIG | {"domains": ["bio"], "models": {"original": "teach", "never_learned": "org/name@main"}}
+    with pytest.raises(ResurfaceError, match=r"'teach' and the domain 'bio'; only fictional domains"):
+        validate_config(config, "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("domain", "changes", "fault"),
+    [
+        ("cyber", {"forget_text": "abstract"}, "sources.forget_text"),
+        ("chem", {"chem_forget_corpus": "mine.jsonl", "retain_text": "domain"}, "sources.retain_text"),
+        ("chem", {"chem_forget_corpus": "mine.jsonl"}, None),
+        ("bio", {"forget_text": "abstract", "bio_forget_corpus": "./mine@home.jsonl"}, None),
+    ],
+)
+def test_public_domains_have_what_they_are_made_of(domain, changes, fault):
+    config = CONFIG | {"domains": [domain], "sources": changes}
+    if fault is None:
+        validate_config(config, "config.yaml")
+        return
+    with pytest.raises(ResurfaceError, match=fault):
+        validate_config(config, "config.yaml")
 
 
 def test_the_control_s_search_may_start_from_a_method_s():
@@ -186,8 +228,9 @@ def test_what_is_found_on_a_model_transfers(thresholds):
 
 
 def test_tasks_of_the_testbed_are_known_and_others_are_left_to_the_harness():
-    written = {path.stem for path in LOCAL_TASKS.glob("testbed_*.yaml")}
+    written = {path.stem for folder in (LOCAL_TASKS, PUBLIC_TASKS) for path in folder.glob("[!_]*.yaml")}
     assert set(local_tasks()) == written
+    assert {"testbed_general", "resurface_wmdp_bio", "resurface_mmlu", "resurface_mmlu_virology"} <= written
     validate_config(changed("benchmarks", {"mmlu": ["mmlu_abstract_algebra"], "local": sorted(written)}), "config.yaml")
 
 

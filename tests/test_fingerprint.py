@@ -65,9 +65,21 @@ def test_closure_of_preferences():
     assert set(closure("resurface.data.preferences")) == COMMON | MODEL | DATA | own | more
 
 
+def test_closure_of_public_data():
+    expected = COMMON | DATA | settings_of("sources") | {"resurface.checkpoints", "resurface.hub", "resurface.settings"}
+    assert set(closure("resurface.data.public")) == expected | {"resurface.data.public"}
+
+
 def test_scoring_knows_no_attack_and_no_method():
+    strangers = (
+        "resurface.attacks",
+        "resurface.unlearning",
+        "resurface.registry",
+        "resurface.hub",
+        "resurface.data.public",
+    )
     for module in closure("resurface.scoring.score"):
-        assert not module.startswith(("resurface.attacks", "resurface.unlearning", "resurface.registry"))
+        assert not module.startswith(strangers)
 
 
 def test_an_edit_changes_what_needs_the_module_and_nothing_else(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Checkpoints as files: checks that need no weights loaded, and the taking over of the experiment's reference models.
 
-Files of a user's own checkpoint are linked, because a 14 GB model must not be stored twice; the bundled checkpoints of
-the testbed are small and copied, so that `results/` stands by itself.
+Files of a user's own checkpoint, and of the hub's cache, are linked, because a 14 GB model must not be stored twice; the bundled
+checkpoints of the testbed are small and copied, so that `results/` stands by itself.
 
 A checkpoint may be a stranger's. Libraries build the model that `config.json` describes before they look at the weights, and
 follow what else it names: so sizes are held against the weights first, and what would load code, pickles or another model
@@ -33,15 +33,22 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", 
 # gives their `mlp`.
 ATTENTION = ("self_attn", "attention")
 MLP = ("mlp", "block_sparse_moe")
+# What belongs to a tokenizer: another model's replaces all of it.
+TOKENIZER_FILES = (
+    *VOCABULARIES,
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json"),
+)
 BLOCK_PART = re.compile(r"^(|.*\.)layers\.([0-9]{1,6})\.(\w+)\.")
 
 
-def take_over(source: Path, output: Path) -> None:
+def take_over(source: Path, output: Path, tokenizer: Path | None = None) -> None:
     """Check a checkpoint folder and make it `output`.
 
     Args:
         source: the folder, or `testbed:original` and `testbed:never_learned` for the bundled ones.
         output: the model's folder in the results.
+        tokenizer: a folder with the tokenizer to use instead of the checkpoint's own.
 
     Raises:
         ResurfaceError: the checkpoint is missing, incomplete, truncated or no decoder.
@@ -51,25 +58,46 @@ def take_over(source: Path, output: Path) -> None:
     if bundled and name not in ("original", "never_learned"):
         raise ResurfaceError(f"found the model {str(source)!r}; bundled are testbed:original and testbed:never_learned")
     folder = BUNDLED / name if bundled else source.absolute()
-    check_checkpoint(folder)
-    is_ours = bundled or source.parts[0] == "results"  # what the workflow has made stays whole when `results/` is moved
+    check_checkpoint(folder, tokenizer)
+    is_ours = source.parts[0] == "results"  # what the workflow has made stays whole when `results/` is moved
+    taken = {path.name: path for path in folder.iterdir() if path.is_file() and path.suffix in TAKEN}
+    if tokenizer is not None:
+        others = {name: path for name, path in taken.items() if name not in TOKENIZER_FILES}
+        taken = others | {name: tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()}
     with publish_folder(output) as temporary:
-        for path in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in TAKEN):
-            if is_ours:
-                shutil.copyfile(path, temporary / path.name)
+        for name, path in sorted(taken.items()):
+            if bundled:
+                shutil.copyfile(path, temporary / name)
+            elif is_ours:
+                _link_or_copy(path, temporary / name)
             else:
-                (temporary / path.name).symlink_to(path.resolve())
+                (temporary / name).symlink_to(path.resolve())
 
 
-def check_checkpoint(path: Path) -> None:
+def _link_or_copy(path: Path, place: Path) -> None:
+    """Give a file a second name, so that a large model takes its room once; where that is impossible, copy it."""
+    try:
+        place.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, place)
+
+
+def check_checkpoint(path: Path, tokenizer: Path | None = None) -> None:
     """Check that a folder holds the whole checkpoint of a decoder and its tokenizer, without loading its weights.
+
+    Args:
+        path: the folder.
+        tokenizer: the folder that holds the tokenizer, if it is another.
 
     Raises:
         ResurfaceError: the folder or a part of it is missing, truncated or damaged, the architecture is none that can be
             handled, or loading would follow names to another model or to code.
     """
     if not path.is_dir():
-        raise ResurfaceError(f"{path}: no such checkpoint folder; expected config.json, *.safetensors and a tokenizer")
+        raise ResurfaceError(
+            f"{path}: no such checkpoint folder; expected config.json, *.safetensors and a tokenizer. A model of the hub is named "
+            "with its revision: org/name@main"
+        )
     if not (path / "config.json").is_file():
         raise ResurfaceError(f"{path}: config.json is missing; this is no Hugging Face checkpoint")
     if (path / "adapter_config.json").exists():
@@ -85,9 +113,10 @@ def check_checkpoint(path: Path) -> None:
             f"{path}/config.json: found architectures {architectures}; allowed are decoders for causal language modelling "
             "(…ForCausalLM)"
         )
-    if not any((path / name).is_file() for name in VOCABULARIES):
+    if not any(((tokenizer or path) / name).is_file() for name in VOCABULARIES):
         raise ResurfaceError(
-            f"{path}: no tokenizer; expected one of {', '.join(VOCABULARIES)}: save the model's tokenizer into this folder"
+            f"{tokenizer or path}: no tokenizer; expected one of {', '.join(VOCABULARIES)}: save the model's tokenizer into this "
+            "folder, or name another model's by `tokenizer` (published checkpoints)"
         )
     shapes = {name: shape for file in weight_files(path) for name, shape in check_weights(file).items()}
     counts = check_decoder_blocks(shapes, path, architectures)

@@ -208,7 +208,7 @@ def plan(
 
 @app.command()
 def data(domain: str, output: OutputOption, settings: SettingsOption = "{}") -> None:
-    """Write the tables of a domain of the testbed, or its `general` questions."""
+    """Write the tables of a domain of the testbed, or its `general` questions. Public domains: `source`, `corpora`, `questions`."""
     from resurface.data.tables import TABLES
     from resurface.data.testbed import write_domain, write_general
     from resurface.settings.data import TestbedSettings
@@ -277,15 +277,96 @@ def pretrain(model: str, output: OutputOption, settings: SettingsOption = "{}", 
 
 
 @app.command()
-def model(source: Path, output: OutputOption) -> None:
-    """Take over a checkpoint as one of the experiment's reference models."""
+def source(table: str, output: OutputOption, settings: SettingsOption = "{}") -> None:
+    """Write a table that public domains share: questions of WMDP or MMLU, WikiText, benign questions, general preferences."""
+    from resurface.data.public import TABLES, write_source
+    from resurface.settings.sources import SourceSettings
+
+    if table not in TABLES:
+        raise ResurfaceError(f"source: found {table!r}; allowed are {', '.join(TABLES)}")
+    chosen = _read_settings(SourceSettings, settings)
+    with _recording("source", output, settings=chosen, name=table):
+        write_source(table, output, chosen)
+
+
+@app.command()
+def corpora(domain: str, output: OutputOption, settings: SettingsOption = "{}") -> None:
+    """Write the forget and the retain corpus of a public domain."""
+    from resurface.data.public import write_corpora
+    from resurface.settings.sources import PUBLIC_DOMAINS, SourceSettings
+
+    if domain not in PUBLIC_DOMAINS:
+        raise ResurfaceError(f"corpora: found {domain!r}; allowed are {', '.join(PUBLIC_DOMAINS)}")
+    chosen = _read_settings(SourceSettings, settings)
+    outputs = [output / f"{name}_corpus.parquet" for name in ("forget", "retain")]
+    with _recording("corpora", output, settings=chosen, name=domain, outputs=outputs):
+        write_corpora(domain, output, chosen)
+
+
+@app.command()
+def questions(
+    written: Annotated[Path, typer.Option(help="The table of questions written from the forget corpus.")],
+    benchmark: Annotated[Path, typer.Option(help="The benchmark's table.")],
+    output: OutputOption,
+) -> None:
+    """Write the questions of a public domain: written ones to train on, the benchmark's to validate and test."""
+    from resurface.data.public import join_questions
+
+    with _recording("questions", output, [written, benchmark]):
+        join_questions(written, benchmark, output)
+
+
+@app.command()
+def model(
+    source: str,
+    output: OutputOption,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Where its tokenizer comes from, if not from the model itself.")
+    ] = None,
+) -> None:
+    """Take over a checkpoint: bundled, at a path, or of the hub (`org/name@revision`)."""
     from resurface.artifacts import hashes_path
     from resurface.checkpoints import take_over
+    from resurface.hub import find_checkpoint, find_tokenizer
 
     # Of a user's own checkpoint the output's hashes are the input's too: its files are linked.
-    made_here = [source] if source.parts[0] == "results" and hashes_path(source).is_file() else []
-    with _recording("model", output, inputs=made_here, settings={"source": str(source)}):
-        take_over(source, output)
+    place = Path(source)
+    made_here = [place] if place.parts[:1] == ("results",) and hashes_path(place).is_file() else []
+    with _recording("model", output, inputs=made_here, settings={"source": source, "tokenizer": tokenizer}):
+        take_over(find_checkpoint(source), output, find_tokenizer(tokenizer) if tokenizer else None)
+
+
+@app.command()
+def teach(
+    model: Annotated[Path, typer.Option(help="The never-learned model's folder.")],
+    domains: Annotated[str, typer.Option(help="JSON: list of fictional domains.")],
+    output: OutputOption,
+    settings: SettingsOption = "{}",
+    device: DeviceOption = "auto",
+    resume: ResumeOption = Path("results/.resume"),
+) -> None:
+    """Teach a model fictional domains: what comes out is an original that knows them."""
+    from resurface.artifacts import check_folder
+    from resurface.reproducibility.resume import holding_job, resume_folder
+    from resurface.settings.teaching import TeachingSettings
+    from resurface.testbed.world import FORGET_DOMAINS
+
+    taught = _read_option("--domains", domains, list[str])
+    unknown = [domain for domain in taught if domain not in FORGET_DOMAINS]
+    if unknown or not taught:
+        raise ResurfaceError(f"--domains: found {taught}; allowed are lists of {', '.join(FORGET_DOMAINS)}")
+    chosen = _read_settings(TeachingSettings, settings)
+    check_folder(model)
+    place = resume_folder(resume, "resurface.testbed.teaching", chosen.model_dump_json(), domains, model)
+    what = {**chosen.model_dump(mode="json"), "domains": taught}
+    with holding_job(place, output), _recording("teach", output, [model], what, seed=chosen.seed):
+        from resurface.models import pick_device
+        from resurface.testbed.teaching import teach_domains
+        from resurface.unlearning.training import Run
+
+        # It reads no tables: what it teaches is drawn from the world itself.
+        run = Run(model, model, output, place, chosen.seed, pick_device(device))
+        teach_domains(run, taught, chosen)
 
 
 @app.command()

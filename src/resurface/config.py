@@ -24,14 +24,19 @@ from resurface.registry import ATTACKS, METHODS
 from resurface.settings.base import DistinctList, PositiveInt, Seed, Settings
 from resurface.settings.data import TestbedSettings
 from resurface.settings.preferences import PreferenceSettings
+from resurface.settings.published import PublishedSettings
 from resurface.settings.scoring import PerplexitySettings, RefusalSettings, ScoringSettings
+from resurface.settings.sources import PUBLIC_DOMAINS, SourceSettings, check_place
 from resurface.settings.summary import SummarySettings
+from resurface.settings.teaching import TeachingSettings
 from resurface.settings.testbed import PretrainingSettings
 from resurface.testbed.world import FORGET_DOMAINS
 
 MODELS = ("original", "never_learned")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=60)]
 LOCAL_TASKS = Path(__file__).parent / "testbed" / "tasks"
+PUBLIC_TASKS = Path(__file__).parent / "data" / "tasks"
+LOCAL_PREFIXES = ("testbed_", "resurface_")
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 MOST_FAULTS = 20  # lines of an error message
 MOST_LETTERS = 100  # of a key in it
@@ -40,31 +45,32 @@ MOST_BYTES = 100_000  # of a configuration on a command line; Linux ends an argu
 
 @cache
 def local_tasks() -> list[str]:
-    """The names of the testbed's own tasks and groups."""
-    texts = [path.read_text() for path in LOCAL_TASKS.glob("*.yaml")]
+    """The names of the workflow's own tasks and groups: the testbed's, and WMDP and MMLU from local tables."""
+    texts = [path.read_text() for folder in (LOCAL_TASKS, PUBLIC_TASKS) for path in folder.glob("*.yaml")]
     return sorted(name for text in texts for name in re.findall(r"^(?:task|group): *(\w+)$", text, re.MULTILINE))
 
 
 def check_task(name: str) -> str:
-    """The name of a harness task, or a `ValueError` if it looks like one of the testbed's and is none.
+    """The name of a harness task, or a `ValueError` if it looks like one of the workflow's own and is none.
 
     Other names are left to the harness: to import it and index its thousands of tasks would take 7 seconds at every call of
     Snakemake. Paths are not: the harness would take a YAML file for a task, and run the code that it names.
     """
     if not TASK_NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
         raise ValueError(f"found {reprlib.repr(name)}; allowed are names of the harness's tasks, no paths")
-    if name.startswith("testbed_") and name not in local_tasks():
-        raise ValueError(f"found {name!r}; the testbed has {', '.join(local_tasks())}")
+    if name.startswith(LOCAL_PREFIXES) and name not in local_tasks():
+        prefix = next(prefix for prefix in LOCAL_PREFIXES if name.startswith(prefix))
+        like = [task for task in local_tasks() if task.startswith(prefix)]
+        raise ValueError(f"found {name!r}; of this kind there are {', '.join(like)}")
     return name
 
 
 def check_source(source: str) -> str:
-    """The source of a reference model, or a `ValueError` if it can be no path."""
-    if not source or not source.isprintable() or len(source) > 1000:
-        raise ValueError(
-            f"found {reprlib.repr(source)}; allowed are `testbed`, `pretrain` and paths of printable characters"
-        )
-    return source
+    """The source of a reference model, or a `ValueError` if it can be none."""
+    try:
+        return check_place(source)
+    except ValueError as error:
+        raise ValueError(f"found {reprlib.repr(source)}; allowed are `testbed`, `pretrain`, `teach`, {error}") from None
 
 
 Task = Annotated[str, AfterValidator(check_task)]
@@ -76,16 +82,25 @@ class Models(Settings):
 
     original: Source = Field(
         "testbed",
-        description="`testbed` (bundled), `pretrain` (trained from scratch) or the path of a checkpoint folder",
+        description="`testbed` (bundled), `pretrain` (trained from scratch), `teach` (the never-learned model, taught the "
+        "fictional domains), a hub id with its revision (`org/name@revision`) or the path of a checkpoint folder",
     )
     never_learned: Source | None = Field(
         "testbed", description="the control, likewise; null: there is none, and the report says so"
     )
 
 
+class Published(Settings):
+    """Methods that somebody else has run: their checkpoints."""
+
+    published: dict[Name, PublishedSettings] = Field(
+        {}, description="name → a published checkpoint, which is attacked and reported on as a method of this name"
+    )
+
+
 MethodSettings = create_model(
     "MethodSettings",
-    __base__=Settings,
+    __base__=Published,
     **{name: (entry.settings_class() | None, None) for name, entry in METHODS.items()},  # type: ignore[call-overload]
 )
 AttackSettings = create_model(
@@ -98,8 +113,8 @@ AttackSettings = create_model(
 class Experiment(Settings):
     """A whole experiment. Only what differs from the defaults needs to be said."""
 
-    domains: DistinctList[Literal[tuple(FORGET_DOMAINS)]] = Field(  # type: ignore[valid-type]
-        description="forget domains, each unlearned, attacked and reported on its own"
+    domains: DistinctList[Literal[(*FORGET_DOMAINS, *PUBLIC_DOMAINS)]] = Field(  # type: ignore[valid-type]
+        description="forget domains, each unlearned, attacked and reported on its own: fictional ones of the testbed, or WMDP's"
     )
     seeds: DistinctList[Seed] = Field([0], description="seeds of unlearning and attack; each is run once")
     device: str = Field(
@@ -119,6 +134,8 @@ class Experiment(Settings):
     data: TestbedSettings = TestbedSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
     preferences: PreferenceSettings = PreferenceSettings()
+    teaching: TeachingSettings = TeachingSettings()
+    sources: SourceSettings = SourceSettings()
     scoring: ScoringSettings = ScoringSettings()
     refusals: RefusalSettings = RefusalSettings()
     perplexity: PerplexitySettings = PerplexitySettings()
@@ -132,6 +149,53 @@ class Experiment(Settings):
             raise ValueError(f"benchmarks.{shared[0]}: this is a domain's name; a domain's own questions need no entry")
         if not self.method_names:
             raise ValueError(f"methods: found none; allowed are {', '.join(METHODS)}")
+        return self
+
+    @model_validator(mode="after")
+    def check_published(self) -> "Experiment":
+        """A published checkpoint has a name of its own and a domain of this experiment."""
+        for name, settings in self.published.items():
+            if name in (*METHODS, *MODELS, "published"):
+                raise ValueError(f"methods.published.{name}: this name is taken; choose another")
+            if not any(self.is_of_domain(name, domain) for domain in self.domains):
+                raise ValueError(
+                    f"methods.published.{name}.domains: found {reprlib.repr(settings.domains)}; the domains of this experiment are "
+                    f"{', '.join(self.domains)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def check_public_domains(self) -> "Experiment":
+        """There are corpora of every public domain."""
+        if "chem" in self.domains and not self.sources.chem_forget_corpus:
+            raise ValueError(
+                "sources.chem_forget_corpus: found none; no forget corpus of the domain chem is published: name your own, or "
+                "leave chem out of `domains`"
+            )
+        if "chem" in self.domains and self.sources.retain_text == "domain":
+            raise ValueError(
+                "sources.retain_text: found 'domain'; chem has no retain corpus of its own: take 'wikitext'"
+            )
+        if self.sources.forget_text == "abstract" and set(self.domains) & {"chem", "cyber"}:
+            raise ValueError(
+                "sources.forget_text: found 'abstract'; only the forget corpus of the domain bio has abstracts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_teaching(self) -> "Experiment":
+        """Only the original is taught, from a control, and only what is fictional."""
+        if self.models.never_learned == "teach":
+            raise ValueError("models.never_learned: found 'teach'; only the original is taught")
+        if self.models.original == "teach":
+            real = [domain for domain in self.domains if domain in PUBLIC_DOMAINS]
+            if real:
+                raise ValueError(
+                    f"models.original: found 'teach' and the domain {real[0]!r}; only fictional domains are taught: "
+                    f"{', '.join(FORGET_DOMAINS)}"
+                )
+            if self.models.never_learned is None:
+                raise ValueError("models.never_learned: found none; `models.original: teach` teaches this model")
         return self
 
     @model_validator(mode="after")
@@ -172,19 +236,37 @@ class Experiment(Settings):
                 taught = read_json(BUNDLED / model / "testbed.json")["settings"]["world_seed"]
             elif source == "pretrain":
                 taught = self.pretraining.world_seed
+            elif source == "teach":
+                taught = self.teaching.world_seed
             else:
                 continue
             if taught != asked:
                 raise ValueError(
                     f"data.world_seed: found {asked}, but models.{model} is `{source}`, which is taught world {taught}; set "
-                    f"data.world_seed to {taught}, or models.{model} to `pretrain` and pretraining.world_seed to {asked}"
+                    f"data.world_seed to {taught}, or {_other_world(model, source, asked)}"
                 )
         return self
 
     @property
+    def trained_methods(self) -> list[str]:
+        """The methods that this experiment runs itself."""
+        return [name for name in METHODS if getattr(self.methods, name) is not None]
+
+    @property
+    def published(self) -> dict[str, PublishedSettings]:
+        """The methods whose checkpoints others have published."""
+        found: dict[str, PublishedSettings] = self.methods.published
+        return found
+
+    @property
     def method_names(self) -> list[str]:
         """The methods of this experiment."""
-        return [name for name in METHODS if getattr(self.methods, name) is not None]
+        return [*self.trained_methods, *self.published]
+
+    def is_of_domain(self, method: str, domain: str) -> bool:
+        """Whether a model is scored on a domain: a published checkpoint may have unlearned only some of them."""
+        settings = self.published.get(method)
+        return settings is None or settings.domains is None or domain in settings.domains
 
     @property
     def attack_names(self) -> list[str]:
@@ -205,6 +287,13 @@ class Experiment(Settings):
         """Whether what an attack finds on one method's model is also scored on all other models."""
         setting = ATTACKS[attack].transfers
         return bool(setting and getattr(self.settings_of("attacks", attack), setting))
+
+
+def _other_world(model: str, source: str, seed: int) -> str:
+    """How a model comes to know another world."""
+    if source == "teach":
+        return f"teaching.world_seed to {seed}"
+    return f"models.{model} to `pretrain` and pretraining.world_seed to {seed}"
 
 
 def validate_config(config: Any, source: str) -> Experiment:

@@ -24,11 +24,13 @@ from resurface.reproducibility.jobs import (
     PERPLEXITIES,
     PERPLEXITY,
     PREFERENCES,
-    PUBLIC_SUBJECTS,
+    PUBLIC,
+    QUESTIONS,
     REFUSALS,
     REPORT,
     SCORES,
     SUMMARY,
+    TAUGHT,
     TESTBED,
     UNLEARNED,
     WORST_CASE,
@@ -36,11 +38,16 @@ from resurface.reproducibility.jobs import (
     domain_tasks,
     job_settings,
     job_source,
+    model_source,
     prompt_attacks,
     public_domains,
     reference_models,
     shown_folders,
+    task_table,
+    tokenizer_source,
 )
+from resurface.settings.sources import PUBLIC_DOMAINS
+from resurface.testbed.world import FORGET_DOMAINS
 
 try:
     experiment = validate_config(
@@ -59,13 +66,16 @@ GPUS = 1 if IS_ON_GPU else None
 
 REFERENCES = reference_models(experiment)
 
+# Models that are taken over, not made by unlearning: the references, and published checkpoints.
+TAKEN_OVER = [*REFERENCES, *experiment.published]
+
 
 wildcard_constraints:
     domain="[a-z0-9_]+",
     method="[a-z0-9_]+",
     attack="|".join(ATTACKS),
     part="[a-z0-9_]+",
-    model="original|never_learned",
+    model="|".join(["original", "never_learned", *experiment.published]),
     seed=r"\d+",
 
 
@@ -95,8 +105,8 @@ def record(output):
 
 
 def checkpoint(wildcards):
-    """The folder of a model: an unlearned one, or one of the two references."""
-    if wildcards.method in REFERENCES:
+    """The folder of a model: an unlearned one, one of the two references, or a published one, the same for all domains and seeds."""
+    if wildcards.method in TAKEN_OVER:
         return MODELS.format(model=wildcards.method)
     return UNLEARNED.format(
         **{key: wildcards[key] for key in ("domain", "method", "seed")}
@@ -129,10 +139,7 @@ def benchmarks(wildcards):
 
 def benchmark_tables(wildcards):
     """The tables that local harness tasks read."""
-    return [
-        f"results/data/{name}/questions.parquet"
-        for name in (wildcards.domain, "general")
-    ]
+    return jobs.benchmark_tables(experiment, wildcards.domain)
 
 
 def reported(pattern, attacks, models=None):

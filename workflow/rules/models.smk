@@ -1,37 +1,44 @@
-"""The reference models: the original, and the control that never learned the domain."""
+"""The models that are not made by unlearning: the original, the control that never learned the domain, published checkpoints."""
 
+import shlex
 from pathlib import Path
 
 from resurface.artifacts import hash_folder
 from resurface.checkpoints import BUNDLED
-
-
-def model_source(wildcards):
-    """Where a reference model comes from, as the configuration says."""
-    source = getattr(experiment.models, wildcards.model)
-    if source == "testbed":
-        return f"testbed:{wildcards.model}"
-    return f"results/testbed/{wildcards.model}" if source == "pretrain" else source
+from resurface.settings.sources import split_hub_id
 
 
 def model_files(wildcards):
-    """The files of a reference model: when one of them changes, everything is made anew.
+    """The files of a model that is taken over: when one of them changes, everything is made anew.
 
-    Bundled ones are known by content instead, so that a checkout that is moved stays current.
+    Bundled ones are known by content instead, so that a checkout that is moved stays current, and those of the hub by their
+    revision.
     """
-    source = getattr(experiment.models, wildcards.model)
-    if source == "testbed":
-        return []
-    if source == "pretrain":
-        return [hashes(model_source(wildcards))]
-    return sorted(path for path in Path(source).glob("*") if path.is_file())
+    source = model_source(experiment, wildcards.model)
+    if source in (TAUGHT, TESTBED.format(model=wildcards.model)):
+        return [hashes(source)]
+    places = [source, tokenizer_source(experiment, wildcards.model)]
+    local = [
+        place
+        for place in places
+        if place and not place.startswith("testbed:") and not split_hub_id(place)
+    ]
+    return sorted(
+        str(path) for place in local for path in Path(place).glob("*") if path.is_file()
+    )
 
 
 def model_content(wildcards):
     """The content hashes of a bundled model."""
-    if getattr(experiment.models, wildcards.model) != "testbed":
+    if not model_source(experiment, wildcards.model).startswith("testbed:"):
         return None
     return json.dumps(hash_folder(BUNDLED / wildcards.model))
+
+
+def tokenizer_option(wildcards):
+    """Where the tokenizer comes from, as an option of a command line."""
+    source = tokenizer_source(experiment, wildcards.model)
+    return f"--tokenizer {shlex.quote(source)}" if source else ""
 
 
 rule model:
@@ -47,12 +54,13 @@ rule model:
         mem_mb=growing(1500),
         runtime=growing(10),
     params:
-        model=model_source,
+        model=lambda wildcards: model_source(experiment, wildcards.model),
         content=model_content,
+        tokenizer=tokenizer_option,
         source=job_source("model"),
         wildcards=list_wildcards,
     shell:
-        "resurface --log {log} model {params.model:q} --output {output.folder}"
+        "resurface --log {log} model {params.model:q} {params.tokenizer} --output {output.folder}"
 
 
 rule pretrain:
@@ -76,6 +84,31 @@ rule pretrain:
     shell:
         "resurface --log {log} --threads {threads} pretrain {wildcards.model} --output {output.folder} "
         "--settings {params.settings:q} --device {resources.device}"
+
+
+rule teach:
+    input:
+        hashes=hashes(MODELS.format(model="never_learned")),
+        model=ancient(MODELS.format(model="never_learned")),
+    output:
+        folder=directory(TAUGHT),
+        hashes=hashes(TAUGHT),
+        record=record(TAUGHT),
+    log:
+        f"{LOGS}/teach.log",
+    cache: True
+    resources:
+        device=experiment.device,
+        gpu=GPUS,
+        mem_mb=growing(6000),
+        runtime=growing(240),
+    params:
+        settings=job_settings(experiment, "teach"),
+        source=job_source("teach"),
+        domains=json.dumps(experiment.domains),
+    shell:
+        "resurface --log {log} --threads {threads} teach --model {input.model} --domains {params.domains:q} "
+        "--output {output.folder} --settings {params.settings:q} --device {resources.device}"
 
 
 rule pretrain_testbed:

@@ -33,7 +33,7 @@ rule write_preferences:
         settings=job_settings(experiment, "write_preferences"),
         source=job_source("write_preferences"),
         wildcards=list_wildcards,
-        subject=lambda wildcards: PUBLIC_SUBJECTS[wildcards.domain],
+        subject=lambda wildcards: PUBLIC_DOMAINS[wildcards.domain],
         writer=" ".join(f"--model {folder}" for folder in WRITER),
     shell:
         "resurface --log {log} write-preferences --forget-corpus {input.forget_corpus} --benign-corpus {input.benign_corpus} "

@@ -8,8 +8,9 @@
   answer over a refusal; `general`: open chat.
 """
 
+import hashlib
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,16 @@ TABLES = {
     "retain_questions": QUESTION_COLUMNS,
     "preferences": PREFERENCE_COLUMNS,
 }
+
+
+def hash_question(question: str, choices: Sequence[object]) -> str:
+    """The id of a question: a hash of its own text and choices, the same in every run and every table."""
+    return hashlib.sha256("\n".join([question, *map(str, choices)]).encode()).hexdigest()[:16]
+
+
+def draw_split(question_id: str) -> str:
+    """The split of a question of a benchmark that has only one: every fifth is `validation`, the others `test`."""
+    return "validation" if int(question_id, 16) % 5 == 0 else "test"
 
 
 def read_domain_table(folder: Path, name: str) -> "pd.DataFrame":
@@ -59,7 +70,7 @@ def read_question_table(path: Path) -> "pd.DataFrame":
     table = read_table(path, QUESTION_COLUMNS)
     _check_texts(table, path, ["subject", "question"])
     _check_words(table, path, "split", SPLITS)
-    _check_values(table, path, "choices", f"lists of {len(LETTERS)} texts", _is_list_of_choices, _type_of)
+    _check_values(table, path, "choices", f"lists of {len(LETTERS)} texts", is_list_of_choices, type_of)
     _check_values(
         table,
         path,
@@ -89,7 +100,7 @@ def read_questions(folder: Path, name: str) -> list[tuple[str, str]]:
 def _check_texts(table: "pd.DataFrame", path: Path, columns: list[str]) -> None:
     """Check that columns hold text that is not empty; a message does not show it."""
     for column in columns:
-        _check_values(table, path, column, "text that is not empty", _is_text, _type_of)
+        _check_values(table, path, column, "text that is not empty", is_text, type_of)
 
 
 def _check_words(table: "pd.DataFrame", path: Path, column: str, words: list[str]) -> None:
@@ -127,17 +138,19 @@ def _check_presence(table: "pd.DataFrame", path: Path, column: str, needed: list
         )
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether this is text that is not empty."""
     return isinstance(value, str) and bool(value.strip())
 
 
-def _is_list_of_choices(value: Any) -> bool:
+def is_list_of_choices(value: Any) -> bool:
+    """Whether these are the texts of four choices."""
     # Parquet's lists arrive as arrays.
     choices = value.tolist() if hasattr(value, "tolist") else value
-    return isinstance(choices, list) and len(choices) == len(LETTERS) and all(map(_is_text, choices))
+    return isinstance(choices, list) and len(choices) == len(LETTERS) and all(map(is_text, choices))
 
 
-def _type_of(value: Any) -> str:
+def type_of(value: Any) -> str:
     """What a value is, without its text: questions stay out of logs."""
     kind = type(value).__name__
     if hasattr(value, "__len__"):

@@ -24,7 +24,7 @@ PROFILES = {
     "https://w3id.org/workflowhub/workflow-ro-crate/1.0": "Workflow RO-Crate",
 }
 CONFIGURATION = "config.json"
-WEIGHTS = (f"{ROOT}/models/", f"{ROOT}/unlearned/", f"{ROOT}/testbed/")
+WEIGHTS = (f"{ROOT}/models/", f"{ROOT}/unlearned/", f"{ROOT}/testbed/", f"{ROOT}/taught/")
 
 
 def export_crate(

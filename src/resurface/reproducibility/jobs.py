@@ -13,10 +13,15 @@ from resurface.config import Experiment, dump_settings
 from resurface.registry import ATTACKS, METHODS
 from resurface.reproducibility.fingerprint import fingerprint
 from resurface.settings.base import Settings
+from resurface.settings.sources import PUBLIC_DOMAINS, unread_keys
+from resurface.testbed.world import FORGET_DOMAINS
 
 DATA = "results/data/{domain}"
 PREFERENCES = f"{DATA}/preferences.parquet"
+PUBLIC = "results/data/sources/{table}.parquet"
+QUESTIONS = "results/data/{domain}/questions.parquet"
 TESTBED = "results/testbed/{model}"
+TAUGHT = "results/taught"
 MODELS = "results/models/{model}"
 UNLEARNED = "results/unlearned/{domain}/{method}/seed{seed}"
 ATTACKED = "results/attacks/{domain}/{method}/seed{seed}/{attack}/{part}"
@@ -30,13 +35,17 @@ REPORT = "results/report.html"
 
 # The modules that a rule's jobs run, each with the package's files that it reads besides. Harness tasks are found by name:
 # nothing imports them.
-TASKS = ("resurface.testbed.tasks.questions", "testbed/tasks/*.yaml")
+TASKS = ("resurface.testbed.tasks.questions", "testbed/tasks/*.yaml", "data/tasks/*.yaml")
 SOURCES: dict[str, list[tuple[str, ...]]] = {
     "data": [("resurface.data.testbed",)],
     "general_questions": [("resurface.data.testbed",)],
     "write_preferences": [("resurface.data.preferences",)],
-    "model": [("resurface.checkpoints",)],
+    "source": [("resurface.data.public",)],
+    "corpora": [("resurface.data.public",)],
+    "questions": [("resurface.data.public",)],
+    "model": [("resurface.checkpoints",), ("resurface.hub",)],
     "pretrain": [("resurface.testbed.pretraining",)],
+    "teach": [("resurface.testbed.teaching",)],
     "score": [("resurface.scoring.score",), TASKS],
     "refusals": [("resurface.scoring.refusals",), TASKS],
     "perplexity": [("resurface.scoring.perplexity",), TASKS],
@@ -47,8 +56,6 @@ SOURCES: dict[str, list[tuple[str, ...]]] = {
 }
 # Tables that a job writes beside what its command line names as output.
 WRITTEN_BESIDE = {"write_preferences": ("train_questions", "retain_questions", "rejects")}
-# The public domains, for which preference data is written, each with its field as it stands in a prompt's header.
-PUBLIC_SUBJECTS = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}
 NAMED = {"unlearn": METHODS, "attack": ATTACKS}
 
 
@@ -57,9 +64,9 @@ def job_source(rule: str, name: str | None = None) -> str:
 
     Args:
         rule: a key of `SOURCES` or `NAMED`.
-        name: the method of `unlearn`, the attack of `attack`.
+        name: the method of `unlearn`, the attack of `attack`; `source` and `corpora` are the same whatever they read.
     """
-    sources = SOURCES[rule] if name is None else [(NAMED[rule][name].module,)]
+    sources = SOURCES[rule] if rule in SOURCES else [(NAMED[rule][name or ""].module,)]
     return "-".join(fingerprint(*source) for source in sources)
 
 
@@ -69,8 +76,10 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
     Args:
         experiment: the whole configuration.
         rule: a key of `SOURCES` or `NAMED`.
-        name: the method of `unlearn`, the attack of `attack`.
+        name: the method of `unlearn`, the attack of `attack`, the table of `source`, the domain of `corpora`.
     """
+    if rule in ("source", "corpora") and name is not None:
+        return dump_settings(experiment.sources, without=unread_keys(name))
     if name is not None:
         return dump_settings(experiment.settings_of("methods" if rule == "unlearn" else "attacks", name))
     if rule == "data":
@@ -80,6 +89,7 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
     slices: dict[str, Settings] = {
         "pretrain": experiment.pretraining,
         "write_preferences": experiment.preferences,
+        "teach": experiment.teaching,
         "score": experiment.scoring,
         "refusals": experiment.refusals,
         "perplexity": experiment.perplexity,
@@ -91,7 +101,7 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
 
 def public_domains(experiment: Experiment) -> list[str]:
     """The domains whose preference data is written."""
-    return [name for name in experiment.domains if name in PUBLIC_SUBJECTS]
+    return [name for name in experiment.domains if name in PUBLIC_DOMAINS]
 
 
 def reference_models(experiment: Experiment) -> list[str]:
@@ -130,7 +140,8 @@ def reported(
         for method in (models or (*references, *experiment.method_names))
         for seed in experiment.seeds
         for attack in attacks
-        if (seed == experiment.seeds[0] or not (attack == "none" and method in references))
+        if experiment.is_of_domain(method, domain)
+        and (seed == experiment.seeds[0] or not (attack == "none" and method in references))
         and (method != "original" or attack == "none" or experiment.is_transferred(attack))
     ]
 
@@ -151,16 +162,71 @@ def shown_folders(experiment: Experiment) -> list[str]:
     return [folder for attack in shown for folder in attack_folders(experiment, attack)]
 
 
+def model_source(experiment: Experiment, model: str) -> str:
+    """Where a reference model or a published checkpoint is taken over from: what the `model` command gets."""
+    if model in experiment.published:
+        return experiment.published[model].checkpoint
+    source: str = getattr(experiment.models, model)
+    made_here = {"testbed": f"testbed:{model}", "pretrain": TESTBED.format(model=model), "teach": TAUGHT}
+    return made_here.get(source, source)
+
+
+def tokenizer_source(experiment: Experiment, model: str) -> str | None:
+    """Where the tokenizer of a model comes from, if not from the model itself."""
+    settings = experiment.published.get(model)
+    return settings.tokenizer if settings else None
+
+
+def task_table(task: str) -> str | None:
+    """The table that a local task reads; None for the harness's own tasks, which fetch their data themselves."""
+    if task.startswith("testbed_general"):
+        return DATA.format(domain="general") + "/questions.parquet"
+    if task.startswith("testbed_"):
+        return QUESTIONS.format(domain=task.removeprefix("testbed_"))
+    if task.startswith("resurface_mmlu"):
+        return PUBLIC.format(table="mmlu")
+    if task.startswith("resurface_"):
+        return PUBLIC.format(table=task.removeprefix("resurface_"))
+    return None
+
+
+def benchmark_tables(experiment: Experiment, domain: str) -> list[str]:
+    """The tables that a domain's questions and the general benchmarks are read from."""
+    tasks = [*domain_tasks(domain), *(task for tasks in experiment.benchmarks.values() for task in tasks)]
+    return list(dict.fromkeys(table for table in map(task_table, tasks) if table))
+
+
+def data_jobs(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
+    """The jobs that write the tables of an experiment: output → rule, and what of it."""
+    tables = {table for domain in experiment.domains for table in benchmark_tables(experiment, domain)}
+    jobs: dict[str, tuple[str, str | None]] = {}
+    for domain in FORGET_DOMAINS:
+        if domain in experiment.domains or QUESTIONS.format(domain=domain) in tables:
+            jobs[DATA.format(domain=domain)] = ("data", None)
+    if QUESTIONS.format(domain="general") in tables:
+        jobs[DATA.format(domain="general")] = ("general_questions", None)
+    public = [domain for domain in experiment.domains if domain in PUBLIC_DOMAINS]
+    for domain in public:
+        jobs[DATA.format(domain=domain)] = ("corpora", domain)
+        jobs[QUESTIONS.format(domain=domain)] = ("questions", None)
+    names = [f"wmdp_{domain}" for domain in PUBLIC_DOMAINS] + ["mmlu"]
+    shared = [name for name in names if PUBLIC.format(table=name) in tables]
+    shared += ["wikitext", "benign_questions", "general_pairs"] if public else []
+    return jobs | {PUBLIC.format(table=name): ("source", name) for name in shared}
+
+
 def all_jobs(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
     """All jobs of an experiment: what a job's command line names as output → its rule, and the method or the attack."""
-    jobs: dict[str, tuple[str, str | None]] = {DATA.format(domain=name): ("data", None) for name in experiment.domains}
-    jobs[DATA.format(domain="general")] = ("general_questions", None)
+    jobs: dict[str, tuple[str, str | None]] = data_jobs(experiment)
     jobs |= {PREFERENCES.format(domain=name): ("write_preferences", None) for name in public_domains(experiment)}
-    for name in reference_models(experiment):
-        if getattr(experiment.models, name) == "pretrain":
-            jobs[TESTBED.format(model=name)] = ("pretrain", None)
+    for name in [*reference_models(experiment), *experiment.published]:
+        source = model_source(experiment, name)
+        if source == TESTBED.format(model=name):
+            jobs[source] = ("pretrain", None)
+        if source == TAUGHT:
+            jobs[source] = ("teach", None)
         jobs[MODELS.format(model=name)] = ("model", None)
-    for name in experiment.method_names:
+    for name in experiment.trained_methods:
         jobs |= dict.fromkeys(reported(experiment, UNLEARNED, ["none"], [name]), ("unlearn", name))
     for name in experiment.attack_names:
         jobs |= dict.fromkeys(attack_folders(experiment, name), ("attack", name))
@@ -185,13 +251,14 @@ def job_facts(experiment: Experiment, output: str, rule: str) -> dict[str, Any]:
     """
     parts = output.removesuffix(".parquet").split("/")[2:]
     if rule == "write_preferences":
-        return {"seed": None, "subject": PUBLIC_SUBJECTS[parts[0]]}
+        return {"seed": None, "subject": PUBLIC_DOMAINS[parts[0]]}
     if rule == "model":
-        source = getattr(experiment.models, parts[0])
-        named = {"testbed": f"testbed:{parts[0]}", "pretrain": TESTBED.format(model=parts[0])}
-        return {"seed": None, "source": named.get(source, source)}
+        tokenizer = tokenizer_source(experiment, parts[0])
+        return {"seed": None, "source": model_source(experiment, parts[0]), "tokenizer": tokenizer}
     if rule == "pretrain":
         return {"seed": experiment.pretraining.seed}
+    if rule == "teach":
+        return {"seed": experiment.teaching.seed, "domains": experiment.domains}
     if rule in ("unlearn", "attack"):
         return {"seed": int(parts[2].removeprefix("seed"))}
     if rule not in ("score", "refusals", "perplexity"):
@@ -212,7 +279,7 @@ def job_facts(experiment: Experiment, output: str, rule: str) -> dict[str, Any]:
 
 def domain_tasks(domain: str) -> list[str]:
     """The harness tasks of a domain's own questions."""
-    return [f"testbed_{domain}"]
+    return [f"resurface_wmdp_{domain}" if domain in PUBLIC_DOMAINS else f"testbed_{domain}"]
 
 
 def is_output(path: str, output: str, rule: str) -> bool:

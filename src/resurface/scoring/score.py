@@ -5,6 +5,7 @@ table is written from log-probabilities. It holds no question text: a question i
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -18,7 +19,7 @@ import pyarrow as pa
 from lm_eval.api.task import Task
 
 from resurface.artifacts import check_folder, write_table
-from resurface.data.tables import SPLITS
+from resurface.data.tables import SPLITS, draw_split, hash_question
 from resurface.errors import ResurfaceError
 from resurface.interventions import read_variants
 from resurface.scoring.language_model import LogLikelihood, ResurfaceLM, answer_variants
@@ -29,6 +30,7 @@ lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)  # type: ig
 Template = Literal["plain", "chat"]
 
 TASK_FOLDER = Path(__file__).parents[1] / "testbed" / "tasks"
+PUBLIC_TASK_FOLDER = Path(__file__).parents[1] / "data" / "tasks"
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -53,8 +55,15 @@ SCORE_SCHEMA = pa.schema(
 
 @cache
 def local_tasks() -> frozenset[str]:
-    """Names of the testbed's own tasks and groups."""
-    return frozenset(lm_eval.tasks.TaskManager(include_path=str(TASK_FOLDER), include_defaults=False).all_tasks)
+    """Names of the workflow's own tasks and groups: the testbed's, and WMDP and MMLU from local tables."""
+    texts = [path.read_text() for folder in (TASK_FOLDER, PUBLIC_TASK_FOLDER) for path in folder.glob("*.yaml")]
+    return frozenset(name for text in texts for name in re.findall(r"^(?:task|group): *(\w+)$", text, re.MULTILINE))
+
+
+def task_folders(names: list[str]) -> list[str]:
+    """The folders of the workflow's own tasks among these; MMLU's 57 files are only read if they are needed."""
+    is_public = any(name.startswith("resurface_") for name in names)
+    return [str(TASK_FOLDER), *([str(PUBLIC_TASK_FOLDER)] if is_public else [])]
 
 
 def load_tasks(names: list[str]) -> dict[str, Task]:
@@ -66,7 +75,7 @@ def load_tasks(names: list[str]) -> dict[str, Task]:
         ResurfaceError: the harness knows no such task, or it is not multiple choice.
     """
     is_local = local_tasks().issuperset(names)
-    manager = lm_eval.tasks.TaskManager(include_path=str(TASK_FOLDER), include_defaults=not is_local)
+    manager = lm_eval.tasks.TaskManager(include_path=task_folders(names), include_defaults=not is_local)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise ResurfaceError(
@@ -87,7 +96,7 @@ def describe_question(task: Task, doc: dict[str, Any]) -> dict[str, Any]:
     """What a score table says of a question: id, cluster, split and the index of the right choice.
 
     The id hashes the question's own text and choices. `split` and `cluster` (questions that ask for the same thing) are
-    the document's own in the testbed's tasks; in others these names may mean anything, so there every fifth id is
+    the document's own in local tasks; in others these names may mean anything, so there every fifth id is
     `validation`, and a question is its own cluster.
 
     Raises:
@@ -98,7 +107,7 @@ def describe_question(task: Task, doc: dict[str, Any]) -> dict[str, Any]:
     own = doc.get("choices")
     texts = own if isinstance(own, list) and own and all(isinstance(text, str) for text in own) else choices
     text = str(doc.get("question") or task.doc_to_text(doc))
-    question_id = hashlib.sha256("\n".join([text, *map(str, texts)]).encode()).hexdigest()[:16]
+    question_id = hash_question(text, texts)
     answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
@@ -107,7 +116,7 @@ def describe_question(task: Task, doc: dict[str, Any]) -> dict[str, Any]:
     is_local = task.task_name in local_tasks()
     split, cluster = (doc.get("split"), doc.get("cluster")) if is_local else (None, None)
     if split not in SPLITS:
-        split = "validation" if int(question_id, 16) % 5 == 0 else "test"
+        split = draw_split(question_id)
     return {
         "question_id": question_id,
         "cluster": hashlib.sha256(str(cluster).encode()).hexdigest()[:16] if cluster else question_id,

@@ -1,12 +1,20 @@
-"""Hands the testbed's questions to the harness: read from parquet with pandas, so that no cache can go stale."""
+"""Hands a table's questions to the harness: read from parquet with pandas, so that no cache can go stale.
 
+MMLU's 57 tasks read the same table, which is therefore kept, under the hash of its content.
+"""
+
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 
+from resurface.artifacts import hash_file
 from resurface.data.tables import read_question_table
 from resurface.errors import ResurfaceError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def load(questions: str, subject: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
@@ -20,7 +28,7 @@ def load(questions: str, subject: str | None = None, **_: Any) -> dict[str, data
         ResurfaceError: the table is missing or broken, or holds no such question.
     """
     path = Path(questions).absolute()
-    table = read_question_table(path)
+    table = _read(path, hash_file(path) if path.is_file() else "")
     asked = table[table["split"].isin(["validation", "test"])]
     if subject is not None:
         asked = asked[asked["subject"] == subject]
@@ -31,3 +39,9 @@ def load(questions: str, subject: str | None = None, **_: Any) -> dict[str, data
             f"{', '.join(sorted(set(table['split'])))} and the subjects {', '.join(sorted(set(table['subject'])))}"
         )
     return {"test": datasets.Dataset.from_pandas(asked, preserve_index=False)}
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, content: str) -> "pd.DataFrame":
+    """The table at a path whose content has this hash."""
+    return read_question_table(path)
