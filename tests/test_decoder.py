@@ -310,10 +310,10 @@ def test_every_method_trains_what_it_should_and_saves_what_it_trained(
     module, tokens, trained = import_module(entry.module), draw(tiny, 1, 12), []
     save = module.save
 
-    def look(run, model, *rest):
+    def look(run, settings, trainer, *rest):
         with torch.no_grad():
-            trained.append(model(input_ids=tokens).logits)
-        save(run, model, *rest)
+            trained.append(trainer.model(input_ids=tokens).logits)
+        save(run, settings, trainer, *rest)
 
     monkeypatch.setattr(module, "save", look)
     run = Run(folder, small, tmp_path / "model", tmp_path / "resume", 0, CPU)

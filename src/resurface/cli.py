@@ -403,7 +403,7 @@ def unlearn(
         from resurface.unlearning.launch import launch, unlearn_within_memory
         from resurface.unlearning.training import Run
 
-        run = Run(model, data, output, place, seed, pick_device(device))
+        run = Run(model, data, output, place, seed, pick_device(device, gpus))
         if gpus == 1:
             unlearn_within_memory(entry.module, run, chosen)
         else:

@@ -33,7 +33,7 @@ def teach_domains(run: Run, domains: list[str], settings: TeachingSettings) -> N
     Raises:
         ResurfaceError: a diverging loss, or prompts that are longer than a document may be.
     """
-    model, tokenizer = load_trainable(run)
+    model, tokenizer = load_trainable(run, settings)
     pad = int(tokenizer.pad_token_id)
     trainer = Trainer(
         model=choose_trained(model, settings),
@@ -42,7 +42,7 @@ def teach_domains(run: Run, domains: list[str], settings: TeachingSettings) -> N
         data_collator=lambda batch: collate(batch, pad),
     )
     losses = train(trainer, run)
-    save(run, trainer.model, tokenizer, losses)
+    save(run, settings, trainer, tokenizer, losses)
 
 
 def draw_samples(
