@@ -1,7 +1,6 @@
 """What unlearning costs: a function per method, of its name, from its settings and the size of the data."""
 
 import math
-from typing import Any
 
 from resurface.planning.sizes import ANSWER_TOKENS, CHAT_TOKENS, Facts
 from resurface.planning.work import Pass, Work, activation_bytes
@@ -15,7 +14,7 @@ KEPT_STATES = 3  # of an interrupted training: two, and a third until the first 
 
 
 def rmu(settings: RMUSettings, facts: Facts, domain: str) -> Work:
-    """RMU: two passes up to a block with the way back to the trained ones, and one of the frozen copy."""
+    """RMU: two passes up to a block with the way back to the trained ones, and one with the frozen weights."""
     data, shape = facts.domain(domain), facts.shape
     steps = _steps(settings, data.texts)
     tokens = steps * settings.batch_size * min(settings.length, data.text + CHAT_TOKENS * settings.chat_share)
@@ -28,7 +27,7 @@ def rmu(settings: RMUSettings, facts: Facts, domain: str) -> Work:
     ]
     weights = len(trained) * shape.hidden * shape.intermediate
     kept = 2 * tokens / steps * activation_bytes(shape, facts.is_gpu) * back * shape.blocks
-    return _training(settings, facts, passes, steps, weights, kept, models=2)
+    return _training(settings, facts, passes, steps, weights, kept)
 
 
 def npo(settings: NPOSettings, facts: Facts, domain: str) -> Work:
@@ -63,8 +62,8 @@ def _preference_training(
     blocks = shape.blocks if settings.trained_blocks is None else len(settings.trained_blocks)
     weights = shape.parameters if settings.trained_blocks is None else shape.block_weights * blocks // shape.blocks
     tokens = steps * settings.batch_size * samples * row
-    at_once: Any = getattr(settings, "device_batch_size", None) or settings.batch_size
-    is_computed_twice = getattr(settings, "gradient_checkpointing", False)
+    at_once = settings.device_batch_size or settings.batch_size
+    is_computed_twice = settings.gradient_checkpointing
     passes = [
         Pass(
             tokens,
@@ -86,7 +85,6 @@ def _training(
     steps: int,
     weights: float,
     kept: float,
-    models: int = 1,
 ) -> Work:
     """What all trainings share: the optimizer, its memory, the checkpoint and what an interrupted run goes on from.
 
@@ -97,20 +95,19 @@ def _training(
         steps: optimizer steps.
         weights: that are trained, if not by an adapter.
         kept: bytes of activations for the way back.
-        models: how many are held.
     """
     shape = facts.shape
-    size = DTYPE_BYTES[getattr(settings, "dtype", "float32")]
-    saved = DTYPE_BYTES[getattr(settings, "saved_dtype", "float32")]
-    gpus: int = getattr(facts.experiment, "training_gpus", 1)
+    size = DTYPE_BYTES[settings.dtype]
+    saved = DTYPE_BYTES[settings.saved_dtype]
+    gpus = facts.experiment.training_gpus
     if settings.adapter == "lora":
         weights, gpus = shape.adapter_weights(settings.lora_rank), 1
-    moments = {"adafactor": 0, "adamw_8bit": 2, "paged_adamw_8bit": 2}.get(getattr(settings, "optimizer", ""), 2 * size)
+    moments = {"adafactor": 0, "adamw_8bit": 2, "paged_adamw_8bit": 2}.get(settings.optimizer, 2 * size)
     state = weights * moments + (weights if settings.adapter == "lora" else shape.parameters) * size
     return Work(
         passes=passes,
         updated=steps * weights,
-        memory=(models * shape.parameters * size + weights * (size + moments)) / gpus + kept,
+        memory=(shape.parameters * size + weights * (size + moments)) / gpus + kept,
         loaded=shape.parameters * (2 + saved),
         checkpoint=shape.parameters * saved,
         state=state * min(KEPT_STATES, steps // settings.save_steps),
