@@ -1,7 +1,7 @@
 """Every method and every attack once at the shape of a 7B model, through the command line: how long, and how much memory.
 
     python -m benchmarks.scale /scratch/scale                      # Mistral-7B's shape, one GPU
-    python -m benchmarks.scale /scratch/scale --gpus 2 --only npo dpo
+    python -m benchmarks.scale /scratch/shared --gpus 2 --methods npo dpo
     python -m benchmarks.scale /tmp/scale --small                  # a tiny shape on the CPU, to see that it works
 
 Weights are random, so nothing is said about knowledge: sizes are true, accuracies mean nothing. What is measured is what the
@@ -11,6 +11,7 @@ where it was.
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -59,7 +60,7 @@ def methods(small: bool) -> dict[str, dict[str, Any]]:
     """Settings of each method."""
     whole = training(32, 16, small) | {"gradient_checkpointing": True}
     return {
-        "rmu": training(4, 4, small) | {"dtype": "bfloat16"},
+        "rmu": training(4, 4, small) | {"dtype": "bfloat16", "learning_rate": 1e-3},  # else no answer changes
         "npo": whole,
         "dpo": whole | {"held_out": 0.0},
     }
@@ -141,56 +142,55 @@ def run(arguments: list[str], output: Path) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, shape: str, gpus: int, only: list[str], device: str) -> pd.DataFrame:
-    """Run everything and return one row per command."""
-    small = shape == "small"
+def measure(given: argparse.Namespace) -> pd.DataFrame:
+    """Run everything in the current folder and return one row per command."""
+    device = "cpu" if given.small else given.device
     place = ["--resume", "results/.resume", "--device", device]
     original, data = Path("results/models/original"), Path(f"results/data/{DOMAIN}")
+    original.parent.mkdir(parents=True, exist_ok=True)
+    if given.original:
+        original.symlink_to(given.original.resolve())
     if not original.is_dir():
-        make_checkpoint(original, shape, "cpu" if device == "cpu" else "cuda")
+        make_checkpoint(original, "small" if given.small else "mistral-7b", "cpu" if given.small else "cuda")
     done = Path("rows.jsonl")
     rows = {row["job"]: row for row in map(json.loads, done.read_text().splitlines())} if done.is_file() else {}
 
-    def add(job: str, arguments: list[str], output: Path) -> bool:
+    def add(job: str, arguments: list[str], output: Path) -> None:
         if job not in rows or "error" in rows[job]:
-            rows[job] = {"job": job, "gpus": gpus, **run(arguments, output), "bytes": folder_bytes(output)}
+            rows[job] = {"job": job, "gpus": given.gpus, **run(arguments, output), "bytes": folder_bytes(output)}
             with done.open("a") as stream:
                 stream.write(json.dumps(rows[job]) + "\n")
-        return "error" not in rows[job]
 
     run(["data", DOMAIN, "--output", str(data)], data)
     run(["data", "general", "--output", "results/data/general"], Path("results/data/general"))
-    for method, settings in methods(small).items():
-        if only and method not in only:
-            continue
+    for method in given.methods:
         output = Path(f"results/unlearned/{DOMAIN}/{method}/seed0")
         arguments = ["unlearn", method, "--model", str(original), "--data", str(data), "--output", str(output)]
-        shared = ["--gpus", str(gpus)] if gpus > 1 else []
-        is_made = add(method, [*arguments, "--settings", json.dumps(settings), *shared, *place], output)
-        if not is_made or only:
-            continue
-        if method == "rmu":
-            attack_all(add, original, output, data, small, place)
+        arguments += ["--settings", json.dumps(methods(given.small)[method]), "--gpus", str(given.gpus), *place]
+        add(method, arguments, output)
+        for attack in given.attacks if method == "rmu" and output.is_dir() else []:
+            attack_once(add, attack, original, output, data, place, given)
         shutil.rmtree(output, ignore_errors=True)
     return pd.DataFrame(list(rows.values()))
 
 
-def attack_all(add: Any, original: Path, model: Path, data: Path, small: bool, place: list[str]) -> None:
-    """Attack one unlearned model with everything, and score it under what each attack leaves."""
-    device = place[-2:]
-    for attack, settings in attacks(small).items():
-        parts = list(settings.get("datasets", settings.get("searches", ["all"])))
-        output = Path(f"results/attacks/{DOMAIN}/rmu/seed0/{attack}/{parts[0]}")
-        arguments = ["attack", attack, "--part", parts[0], "--model", str(model), "--original", str(original)]
-        arguments += ["--data", str(data), "--output", str(output), "--settings", json.dumps(settings)]
-        if not add(attack, [*arguments, *place], output):
-            continue
-        scores = Path(f"results/scores/{DOMAIN}/rmu/seed0/{attack}.parquet")
-        arguments = ["score", "--model", str(model), "--interventions", str(output)]
-        arguments += ["--benchmarks", json.dumps({DOMAIN: [f"testbed_{DOMAIN}"]}), "--output", str(scores)]
-        arguments += ["--identity", json.dumps({"domain": DOMAIN, "method": "rmu", "seed": 0, "attack": attack})]
-        arguments += ["--settings", json.dumps({"templates": ["plain"]}), *device]
-        add(f"score {attack}", arguments, scores)
+def attack_once(
+    add: Any, attack: str, original: Path, model: Path, data: Path, place: list[str], given: argparse.Namespace
+) -> None:
+    """Attack an unlearned model, and score it under what the attack leaves."""
+    settings = attacks(given.small)[attack]
+    part = next(iter(settings.get("datasets", settings.get("searches", ["all"]))))
+    output = Path(f"results/attacks/{DOMAIN}/rmu/seed0/{attack}/{part}")
+    arguments = ["attack", attack, "--part", part, "--model", str(model), "--original", str(original)]
+    arguments += ["--data", str(data), "--output", str(output), "--settings", json.dumps(settings)]
+    add(attack, [*arguments, *place], output)
+    if attack not in given.scored or not output.is_dir():
+        return
+    scores = Path(f"results/scores/{DOMAIN}/rmu/seed0/{attack}.parquet")
+    arguments = ["score", "--model", str(model), "--interventions", str(output)]
+    arguments += ["--benchmarks", json.dumps({DOMAIN: [f"testbed_{DOMAIN}"]}), "--output", str(scores)]
+    arguments += ["--identity", json.dumps({"domain": DOMAIN, "method": "rmu", "seed": 0, "attack": attack})]
+    add(f"score {attack}", [*arguments, "--settings", json.dumps({"templates": ["plain"]}), *place[-2:]], scores)
 
 
 def folder_bytes(output: Path) -> int:
@@ -204,24 +204,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to work: 60 GB of room")
     parser.add_argument("--small", action="store_true", help="a tiny shape on the CPU")
+    parser.add_argument("--original", type=Path, help="a checkpoint to use instead of a new one with random weights")
+    parser.add_argument("--device", default="cuda", help="cuda, or cuda:<number>")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs that share the model out while it is trained")
-    parser.add_argument("--only", nargs="*", default=[], help="methods alone, without attacks")
-    parser.add_argument("--output", type=Path, help="parquet of the table; default: scale.parquet in the folder")
+    parser.add_argument("--methods", nargs="*", default=["rmu", "npo", "dpo"], help="which methods")
+    parser.add_argument("--attacks", nargs="*", default=list(attacks(True)), help="which attacks, on RMU's model")
+    parser.add_argument("--scored", nargs="*", default=list(attacks(True)), help="which of them are scored")
     given = parser.parse_args()
     accelerate = Path("envs/accelerate").resolve()
-    output = (given.output or given.folder / "scale.parquet").resolve()
     given.folder.mkdir(parents=True, exist_ok=True)
-    import os
-
     os.chdir(given.folder)
     if not Path("envs/accelerate").exists():
         Path("envs").mkdir(exist_ok=True)
         Path("envs/accelerate").symlink_to(accelerate)
-    shape = "small" if given.small else "mistral-7b"
-    table = measure(given.folder, shape, given.gpus, given.only, "cpu" if given.small else "cuda")
-    table.to_parquet(output, index=False)
+    table = measure(given)
+    table.to_parquet("scale.parquet", index=False)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "trl"))
-    print(f"{shape}, {date.today()}, Python {platform.python_version()}, {versions}")
+    print(f"{date.today()}, Python {platform.python_version()}, {versions}")
     print(table.round(1).to_string(index=False))
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import yaml
 from conftest import CHECKPOINTS, DOMAIN, ROOT
 from safetensors.torch import load_file
 
@@ -27,7 +26,7 @@ from resurface.unlearning.launch import launch, unlearn_within_memory
 from resurface.unlearning.training import Run
 
 # The rate is high enough that the loss moves by several percent.
-SHARED = {"batch_size": 4, "max_steps": 6, "learning_rate": 3e-4}
+SHARED = {"batch_size": 4, "max_steps": 6, "learning_rate": 1e-3, "schedule": "constant"}
 METHODS = {
     "rmu": RMUSettings(block=2, trained_blocks=[0, 1, 2], coefficient=50.0, **SHARED),
     "npo": NPOSettings(**SHARED),
@@ -65,7 +64,8 @@ def at_once(data, tmp_path_factory):
 def assert_same_run(found, expected, rtol=1e-3):
     losses, weights = expected
     others, other_weights = found
-    assert (losses["loss"].iloc[0] - losses["loss"].iloc[-1]) > 0.05 * losses["loss"].iloc[0], "the loss has moved"
+    moving = losses["forget_loss" if "forget_loss" in losses else "loss"]
+    assert moving.min() < 0.95 * moving.iloc[0], "it has clearly moved"
     for column in {"loss", "grad_norm", "forget_loss", "retain_loss"} & set(losses):
         assert others[column].tolist() == pytest.approx(losses[column].tolist(), rel=rtol), column
     start = load_file(CHECKPOINTS / "original" / "model.safetensors")
@@ -127,29 +127,14 @@ def test_batches_are_halved_until_there_is_room():
     assert sizes == [6, 3, 3, 4, 2, 2]
 
 
-def cpu_processes(folder):
-    """A configuration of accelerate for processes without a GPU: they hold the whole model each."""
-    path = folder / "cpu.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "compute_environment": "LOCAL_MACHINE",
-                "distributed_type": "MULTI_CPU",
-                "use_cpu": True,
-                "num_machines": 1,
-                "num_processes": 2,
-                "mixed_precision": "no",
-            }
-        )
-    )
-    return path
+FSDP = ROOT / "envs" / "accelerate" / "fsdp2.yaml"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["npo", "dpo"])
 def test_two_processes_make_the_same_run(at_once, method, data, tmp_path):
     run = run_in(tmp_path, data)
-    used = launch(f"resurface.unlearning.{method}", run, METHODS[method], cpu_processes(tmp_path), 2)
+    used = launch(f"resurface.unlearning.{method}", run, METHODS[method], FSDP, 2)
     assert used == {"device": None, "peak_device_memory": 0}
     assert_same_run(read_run(run), at_once(method))
     assert not run.resume_folder.exists()
@@ -162,7 +147,7 @@ def test_two_gpus_that_share_the_model_out_make_the_same_run(method, data, tmp_p
     settings = METHODS[method].model_copy(update={"mixed_precision": "no"})
     single, shared = run_in(tmp_path / "single", data, "cuda"), run_in(tmp_path / "shared", data, "cuda")
     import_module(f"resurface.unlearning.{method}").unlearn(single, settings)
-    used = launch(f"resurface.unlearning.{method}", shared, settings, ROOT / "envs" / "accelerate" / "fsdp2.yaml", 2)
+    used = launch(f"resurface.unlearning.{method}", shared, settings, FSDP, 2)
     assert used["device"] == torch.cuda.get_device_name()
     assert_same_run(read_run(shared), read_run(single))
 
@@ -171,21 +156,9 @@ def test_two_gpus_that_share_the_model_out_make_the_same_run(method, data, tmp_p
 def test_processes_that_are_asked_to_end_save_and_go_on(at_once, data, tmp_path):
     """By the command line, whose record and lock belong to the process that starts the others."""
     output, log = tmp_path / "results" / "unlearned" / "model", tmp_path / "log"
-    settings = METHODS["npo"].model_copy(update={"max_steps": 6, "save_steps": 100})
-    command = [
-        sys.executable,
-        "-m",
-        "resurface.cli",
-        "--log",
-        str(log),
-        "unlearn",
-        "npo",
-        "--device",
-        "cpu",
-        "--gpus",
-        "2",
-    ]
-    command += ["--accelerate", str(cpu_processes(tmp_path)), "--resume", str(tmp_path / "resume")]
+    settings = METHODS["npo"].model_copy(update={"max_steps": 30, "save_steps": 100})
+    command = [sys.executable, "-m", "resurface.cli", "--log", str(log), "unlearn", "npo"]
+    command += [*"--device cpu --gpus 2 --resume".split(), str(tmp_path / "resume")]
     command += ["--model", str(CHECKPOINTS / "original"), "--data", str(data / "results" / "data" / DOMAIN)]
     command += ["--output", str(output), "--settings", settings.model_dump_json()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -197,7 +170,8 @@ def test_processes_that_are_asked_to_end_save_and_go_on(at_once, data, tmp_path)
     assert not output.exists()
     subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
     losses = pd.read_parquet(output / "losses.parquet")
-    assert losses["loss"].tolist() == pytest.approx(at_once("npo")[0]["loss"].tolist(), rel=1e-3)
+    assert losses["step"].tolist() == list(range(1, 31))
+    assert losses["loss"].tolist()[:6] == pytest.approx(at_once("npo")[0]["loss"].tolist(), rel=1e-3)
     record = read_json_object(Path(f"{output}.provenance.json"))
     assert record["settings"] == json.loads(settings.model_dump_json())
 

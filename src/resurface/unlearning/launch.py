@@ -1,6 +1,7 @@
 """Starts a method: in this process, or in several that share a model out over the GPUs of one machine.
 
-Several processes are started by `accelerate launch`, each running this module with the run as one argument. Who starts them
+Several processes are started by `accelerate launch`, each running this module with the run as one argument (on CPUs, which FSDP
+does not know, by torchrun, each with the whole model). Who starts them
 holds the locks and records the job; they train, and the first of them writes the checkpoint. The run is the same either way:
 the samples of a step are shared out, and its loss is their mean.
 """
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -89,8 +91,12 @@ def launch(module: str, run: Run, settings: TrainingSettings, config: Path, proc
         "seed": run.seed,
         "device": run.device.type,
     }
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["--num_processes", str(processes), "--main_process_port", "0", "-m", __name__, json.dumps(given)]
+    if run.device.type == "cpu":  # accelerate starts processes on CPUs with MPI only
+        command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    else:
+        command = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(processes)]
+        command += ["--main_process_port", "0"]
+    command = [sys.executable, "-m", *command, "-m", __name__, json.dumps(given)]
     twice = "true" if settings.gradient_checkpointing else "false"
     environment = os.environ | {"FSDP_ACTIVATION_CHECKPOINTING": twice, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with (
@@ -101,7 +107,7 @@ def launch(module: str, run: Run, settings: TrainingSettings, config: Path, proc
     ):
         assert process.stdout is not None
         lines = process.stdout
-        reader = threading.Thread(target=lambda: [log.info("%s", line.rstrip()) for line in lines])
+        reader = threading.Thread(target=lambda: log_lines(lines))
         reader.start()
         is_told = False
         try:
@@ -123,6 +129,12 @@ def launch(module: str, run: Run, settings: TrainingSettings, config: Path, proc
     used = read_json_object(run.resume_folder.with_name(f"{run.resume_folder.name}.{USED}"))
     remove(run.resume_folder.with_name(f"{run.resume_folder.name}.{USED}"))
     return used
+
+
+def log_lines(lines: Iterable[str]) -> None:
+    """Log what a process says, line by line."""
+    for line in lines:
+        log.info("%s", line.rstrip())
 
 
 def write_use(run: Run) -> None:
@@ -150,7 +162,8 @@ def work() -> None:
     device = torch.device("cpu") if given["device"] == "cpu" else torch.device("cuda", rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    run = Run(*map(Path, given["folders"]), given["seed"], device)
+    model, data, output, resume = map(Path, given["folders"])
+    run = Run(model, data, output, resume, given["seed"], device)
     try:
         unlearn_within_memory(given["module"], run, settings)
     except ResurfaceError as error:
