@@ -170,7 +170,7 @@ def monster(tmp_path):
 def test_only_what_is_to_be_written_needs_room(tmp_path, monkeypatch, monster):
     experiment = make_large(models={"original": monster, "never_learned": None})
     outputs = {record_path(Path(output)).as_posix() for output in all_jobs(experiment)}
-    with pytest.raises(ResurfaceError, match=r"results: .* need about [\d,.]+ GB there, and .* RESURFACE_DISK_CHECK="):
+    with pytest.raises(ResurfaceError, match=r"results: .* need about [\d,.]+ GB there, and .*`RESURFACE_DISK_CHECK=`"):
         check_disk(experiment, outputs, tmp_path / "results")
     few = {name for name in outputs if "/data/" in name or "/refusals/" in name}
     check_disk(experiment, few, tmp_path / "results")

@@ -15,12 +15,12 @@ from resurface.planning.machines import Machine, named_machine
 from resurface.planning.shapes import Shape
 
 BLOCKS = 2
-LEAST_SECONDS = 1.0  # of repetitions, after the first
+LEAST_SECONDS = 0.5  # of repetitions, after the first
 ROW = 128  # tokens of a row, about those of a question
 
 
 def time_of(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes, on average over a second of calls, after one that warms up."""
+    """Seconds that a call takes, on average over half a second of calls, after one that warms up."""
 
     def finish() -> None:
         if device.type == "cuda":
