@@ -118,6 +118,34 @@ def test_a_7b_experiment_keeps_interventions_within_a_tenth_of_a_checkpoint():
     assert any(note.startswith("unlearn npo needs about") for note in plan.notes)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "workflow" / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiments_at_paper_scale_are_planned_whole(path):
+    """No job's cost is unknown, and what the complete experiment keeps of attacks is small beside checkpoints."""
+    experiment = validate_config(read_config_file(path), str(path))
+    plan = make_plan(experiment, find_shape(experiment), named_machine("h200"))
+    assert not [note for note in plan.notes if "not known" in note]
+    assert 0 < max(plan.shares) <= 0.1
+    assert 20 < plan.hours < 500
+    hub = 2 * plan.shape.parameters
+    downloads = [work for line in plan.lines if line.rule == "model" for work in line.works if work.downloaded]
+    assert len(downloads) == 1 + len(experiment.published)
+    assert {work.downloaded for work in downloads} == {hub}
+
+
+def test_what_a_server_writes_is_counted_in_tokens():
+    config = read_config_file(ROOT / "workflow" / "experiments" / "zephyr-7b-bio.yaml")
+    server = {"base_url": "http://127.0.0.1:8000/v1", "model": "writer"}
+    tokens, hours = [], []
+    for preferences in ({}, server, {**server, "forget_questions": 10_000}):
+        experiment = validate_config({**config, "preferences": preferences}, "bio")
+        plan = make_plan(experiment, find_shape(experiment), named_machine("h200"))
+        (line,) = (line for line in plan.lines if line.rule == "write_preferences")
+        tokens.append(sum(work.tokens for work in line.works))
+        hours.append(line.hours)
+    assert tokens[0] == 0 < tokens[1] < tokens[2]
+    assert hours[0] > 2 * hours[1]
+
+
 def test_more_of_everything_costs_more():
     """Seeds, steps, samples and benchmarks reach the plan; what is only assumed is said."""
     plain = plan_large()
@@ -170,7 +198,7 @@ def monster(tmp_path):
 def test_only_what_is_to_be_written_needs_room(tmp_path, monkeypatch, monster):
     experiment = make_large(models={"original": monster, "never_learned": None})
     outputs = {record_path(Path(output)).as_posix() for output in all_jobs(experiment)}
-    with pytest.raises(ResurfaceError, match=r"results: .* need about [\d,.]+ GB there, and .* RESURFACE_DISK_CHECK="):
+    with pytest.raises(ResurfaceError, match=r"results: .* need about [\d,.]+ GB there, and .*`RESURFACE_DISK_CHECK=`"):
         check_disk(experiment, outputs, tmp_path / "results")
     few = {name for name in outputs if "/data/" in name or "/refusals/" in name}
     check_disk(experiment, few, tmp_path / "results")

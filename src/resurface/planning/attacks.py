@@ -56,7 +56,7 @@ def finetuning(settings: FinetuningSettings, facts: Facts, domain: str, part: st
     tokens = sum(counts) * settings.epochs * row
     weights = shape.adapter_weights(settings.lora_rank)
     passes = [Pass(tokens, steps, forwards=3), Pass(tokens * weights / shape.block_weights, steps, forwards=3)]
-    size = DTYPE_BYTES[getattr(settings, "dtype", "float32")]
+    size = DTYPE_BYTES[settings.dtype]
     kept = settings.batch_size * row * (activation_bytes(shape, facts.is_gpu) * shape.blocks + 8 * shape.vocabulary)
     work = Work(
         passes=passes,

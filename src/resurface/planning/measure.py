@@ -15,25 +15,25 @@ from resurface.planning.machines import Machine, named_machine
 from resurface.planning.shapes import Shape
 
 BLOCKS = 2
-LEAST_SECONDS = 1.0  # of repetitions, after the first
+LEAST_SECONDS = 0.5  # of repetitions, after the first
 ROW = 128  # tokens of a row, about those of a question
 
 
 def time_of(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes, on average over a second of calls, after one that warms up."""
+    """Seconds that a call takes: the fastest of half a second of calls, because what else the machine does slows others down."""
 
-    def finish() -> None:
+    def take_time() -> float:
+        start = time.perf_counter()
+        run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        return time.perf_counter() - start
 
-    run()
-    finish()
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < LEAST_SECONDS:
-        run()
-        finish()
-        count += 1
-    return (time.perf_counter() - start) / count
+    take_time()  # warms up
+    times: list[float] = []
+    while sum(times) < LEAST_SECONDS:
+        times.append(take_time())
+    return min(times)
 
 
 def measure_products(device: torch.device, dtype: torch.dtype, size: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ KEPT_STATES = 3  # of an interrupted training: two, and a third until the first 
 def rmu(settings: RMUSettings, facts: Facts, domain: str) -> Work:
     """RMU: two passes up to a block with the way back to the trained ones, and one with the frozen weights."""
     data, shape = facts.domain(domain), facts.shape
-    steps = _steps(settings, data.texts)
+    steps = count_steps(settings, data.texts)
     tokens = steps * settings.batch_size * min(settings.length, data.text + CHAT_TOKENS * settings.chat_share)
     trained = [*range(shape.blocks)] if settings.trained_blocks is None else settings.trained_blocks
     forward = (settings.block + 1) / shape.blocks
@@ -33,31 +33,40 @@ def rmu(settings: RMUSettings, facts: Facts, domain: str) -> Work:
 def npo(settings: NPOSettings, facts: Facts, domain: str) -> Work:
     """NPO: a forget and a retain sample each, and the reference's log-probabilities once."""
     data = facts.domain(domain)
-    steps = _steps(settings, data.forget_pairs)
+    steps = count_steps(settings, data.forget_pairs)
     row = min(settings.length, data.prompt + ANSWER_TOKENS + CHAT_TOKENS / 2)
     seen = min(data.forget_pairs, steps * settings.batch_size)
-    return _preference_training(settings, facts, steps, row, samples=2, reference_rows=seen)
+    return train_whole(settings, facts, steps, row, samples=2, reference_rows=seen)
 
 
 def dpo(settings: DPOSettings, facts: Facts, domain: str) -> Work:
     """DPO: a chosen and a rejected answer each, and the reference's log-probabilities once."""
     data = facts.domain(domain)
     pairs = math.ceil(data.forget_pairs / settings.forget_share) if settings.forget_share else data.forget_pairs
-    steps = _steps(settings, round(pairs * (1 - settings.held_out)))
+    steps = count_steps(settings, round(pairs * (1 - settings.held_out)))
     row = min(settings.length, data.prompt + ANSWER_TOKENS + CHAT_TOKENS / 2)
     seen = min(pairs, steps * settings.batch_size)
-    return _preference_training(settings, facts, steps, row, samples=2, reference_rows=2 * seen)
+    return train_whole(settings, facts, steps, row, samples=2, reference_rows=2 * seen)
 
 
-def _steps(settings: TrainingSettings, samples: int) -> int:
+def count_steps(settings: TrainingSettings, samples: int) -> int:
     """Optimizer steps of a run."""
     return settings.max_steps or max(1, math.ceil(samples / settings.batch_size * settings.epochs))
 
 
-def _preference_training(
+def train_whole(
     settings: TrainingSettings, facts: Facts, steps: int, row: float, samples: int, reference_rows: float
 ) -> Work:
-    """Training on pairs of rows through the whole model."""
+    """Training of the whole model, or of some blocks of it.
+
+    Args:
+        settings: of the training.
+        facts: of the experiment.
+        steps: optimizer steps.
+        row: tokens of a row.
+        samples: rows of each sample.
+        reference_rows: rows that are read once before.
+    """
     shape = facts.shape
     blocks = shape.blocks if settings.trained_blocks is None else len(settings.trained_blocks)
     weights = shape.parameters if settings.trained_blocks is None else shape.block_weights * blocks // shape.blocks

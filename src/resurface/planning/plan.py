@@ -163,8 +163,8 @@ def describe_disk(plan: Plan) -> list[str]:
     if plan.shares:
         mean, largest = sum(plan.shares) / len(plan.shares), max(plan.shares)
         lines.append(
-            f"a variant that changes weights ({len(plan.shares):,} of them) takes {100 * mean:.2g} % of a checkpoint in bfloat16 "
-            f"({show_number(checkpoint)} GB) on average and {100 * largest:.2g} % at most; "
+            f"a variant that changes weights ({len(plan.shares):,} of them) takes {show_number(100 * mean)} % of a checkpoint in bfloat16 "
+            f"({show_number(checkpoint)} GB) on average and {show_number(100 * largest)} % at most; "
             f"{'within' if largest <= LARGEST_SHARE else 'above'} the bound of {100 * LARGEST_SHARE:.0f} %"
         )
     return lines

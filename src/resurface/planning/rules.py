@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from resurface.planning import attacks, methods
 from resurface.planning.attacks import CHARACTERS, GENERATING, Left
-from resurface.planning.sizes import CHAT_TOKENS, Facts
+from resurface.planning.sizes import CHAT_TOKENS, TEXT_TOKENS, Facts
 from resurface.planning.work import Pass, Work, weight_bytes
-from resurface.reproducibility.jobs import all_jobs
+from resurface.reproducibility.jobs import all_jobs, model_source
+from resurface.settings.sources import split_hub_id
 
 REQUEST_ROWS = 100  # of a table that are summarized in the time in which the harness builds a question's requests
 SCORE_BYTES = 28  # of a row of a score table
@@ -136,23 +136,39 @@ def _pretrain(facts: Facts, parts: list[str]) -> Work:
 
 
 def _model(facts: Facts, parts: list[str]) -> Work:
-    """A bundled checkpoint is copied, a user's own one linked, one of the hub downloaded and linked."""
-    source = getattr(facts.experiment.models, parts[0])
+    """What was made here is copied, a user's own checkpoint linked, one of the hub downloaded and linked."""
+    source = model_source(facts.experiment, parts[0])
     size = 2.0 * facts.shape.parameters
-    if source in ("testbed", "pretrain", "teach"):
-        return Work(checkpoint=size)
-    return Work(downloaded=size if "@" in source else 0.0)
+    if split_hub_id(source):
+        return Work(downloaded=size)
+    return Work(checkpoint=size) if source.startswith(("testbed:", "results/")) else Work()
+
+
+def _teach(facts: Facts, parts: list[str]) -> Work:
+    """The control reads documents about the fictional domains."""
+    settings = facts.experiment.teaching
+    steps = methods.count_steps(settings, settings.documents)
+    row = min(settings.length, TEXT_TOKENS + CHAT_TOKENS / 2)
+    return methods.train_whole(settings, facts, steps, row, samples=1, reference_rows=0)
 
 
 def _write_preferences(facts: Facts, parts: list[str]) -> Work:
-    """Questions written from articles by a server, some of them in one request."""
-    settings: Any = getattr(facts.experiment, "preferences", None)
-    if settings is None or settings.base_url is None:
-        return Work(is_known=False)
+    """Questions written from articles, some of them in one request: by a server, or by the original in the job itself."""
+    settings, shape = facts.experiment.preferences, facts.shape
     questions = settings.forget_questions + settings.benign_questions
     requests = math.ceil(questions / settings.questions_per_article)
-    read = ASKING_TOKENS + settings.article_characters / CHARACTERS
-    return Work(tokens=requests * read + questions * WRITTEN_TOKENS)
+    asked = ASKING_TOKENS + settings.article_characters / CHARACTERS
+    written = questions * WRITTEN_TOKENS
+    if settings.base_url is not None:
+        return Work(tokens=requests * asked + written, tables=1e7)
+    longest = min(settings.reply_tokens, settings.questions_per_article * WRITTEN_TOKENS)
+    batches = math.ceil(requests / settings.batch_size)
+    return Work(
+        passes=[Pass(requests * asked + written, GENERATING * batches * longest)],
+        memory=shape.parameters * weight_bytes(facts.is_gpu) + settings.batch_size * 4 * shape.vocabulary,
+        loaded=2 * shape.parameters,
+        tables=1e7,
+    )
 
 
 def _summarize(facts: Facts, parts: list[str]) -> Work:
@@ -170,8 +186,12 @@ def _summarize(facts: Facts, parts: list[str]) -> Work:
 RULES: dict[str, Callable[[Facts, list[str]], Work]] = {
     "data": lambda _facts, _parts: Work(tables=1e6),
     "general_questions": lambda _facts, _parts: Work(tables=1e5),
+    "source": lambda _facts, _parts: Work(tables=1e7),
+    "corpora": lambda _facts, _parts: Work(tables=1e8),
+    "questions": lambda _facts, _parts: Work(tables=1e6),
     "model": _model,
     "pretrain": _pretrain,
+    "teach": _teach,
     "refusals": _refusals,
     "write_preferences": _write_preferences,
     "summarize": _summarize,

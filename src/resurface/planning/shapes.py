@@ -75,16 +75,18 @@ def read_shape(path: Path) -> Shape:
     Raises:
         ResurfaceError: the file is missing or damaged, or lacks a size.
     """
-    config: dict[str, Any] = read_json_object(path)
-    config = config.get("text_config", config)
-    sizes = {}
+    whole = read_json_object(path)
+    inner = whole.get("text_config")  # of a model that reads images too
+    config: dict[str, Any] = inner if isinstance(inner, dict) else whole
+    sizes: dict[str, int] = {}
     for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-        sizes[key] = config.get(key)
-        if type(sizes[key]) is not int or sizes[key] < 1:
+        size = config.get(key)
+        if type(size) is not int or size < 1:
             raise ResurfaceError(
-                f"{path}: found {key} {sizes[key]!r}; a plan needs it as a whole number: name a known shape by --shape "
+                f"{path}: found {key} {size!r}; a plan needs it as a whole number: name a known shape by --shape "
                 f"({', '.join(KNOWN)})"
             )
+        sizes[key] = size
     heads = sizes["num_attention_heads"]
     head = config.get("head_dim") or sizes["hidden_size"] // heads
     return Shape(

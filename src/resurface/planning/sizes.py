@@ -1,12 +1,12 @@
 """How much data an experiment reads, as far as its configuration tells: what is not there yet cannot be counted."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from resurface.config import Experiment
 from resurface.planning.shapes import Shape
 from resurface.testbed.world import FORGET_DOMAINS
 
+TEXT_TOKENS = 60  # of an article of the testbed
 CHAT_TOKENS = 22  # that a chat template puts around a prompt
 ANSWER_TOKENS = 12  # of an answer or a refusal that is trained on
 GENERAL_SUBJECTS = 6  # of the testbed
@@ -15,7 +15,6 @@ ASSUMED_QUESTIONS = 1000  # of a benchmark that is not known here
 # Questions of a task whose name holds the key, and tokens of a prompt. WMDP's were counted; MMLU's tokens are an estimate.
 KNOWN_TASKS = {"mmlu": (14042, 140), "wmdp_bio": (1273, 112), "wmdp_chem": (408, 112), "wmdp_cyber": (1987, 112)}
 PUBLIC = {"bio": "wmdp_bio", "chem": "wmdp_chem", "cyber": "wmdp_cyber"}
-PUBLIC_TRAIN_QUESTIONS = 5000
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,11 @@ class Facts:
         """The size of a domain's tables."""
         if name in FORGET_DOMAINS:
             data = self.experiment.data
-            return DataSize(912, 3 * TRAIN_FACTS, 50, 60, 2 * data.articles, TRAIN_FACTS * data.preference_draws)
+            return DataSize(
+                912, 3 * TRAIN_FACTS, 50, TEXT_TOKENS, 2 * data.articles, TRAIN_FACTS * data.preference_draws
+            )
         questions, prompt = KNOWN_TASKS[PUBLIC[name]]
-        written: Any = getattr(self.experiment, "preferences", None)
-        train = written.forget_questions if written else PUBLIC_TRAIN_QUESTIONS
+        train = self.experiment.preferences.forget_questions
         return DataSize(questions, train, prompt, 1024, 10_000, train)
 
     def benchmarks(self, domain: str) -> list[tuple[int, int]]:
