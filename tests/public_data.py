@@ -74,21 +74,27 @@ def write_parquet(table: pd.DataFrame, path: Path) -> None:
     table.to_parquet(path)
 
 
-def write_public_data(folder: Path) -> dict:
-    """Write all data sets as the hub has them, and return the section `sources` that names them."""
+def write_public_data(folder: Path, **more: int) -> dict:
+    """Write all data sets as the hub has them, and return the section `sources` that names them.
+
+    Args:
+        folder: where to.
+        more: other numbers of rows than `COUNTS` has, of questions and corpora.
+    """
+    counts = {**COUNTS, **more}
     for domain in ("bio", "chem", "cyber"):
-        count = COUNTS[f"wmdp_{domain}"]
+        count = counts[f"wmdp_{domain}"]
         write_parquet(questions(count, domain), folder / f"wmdp/wmdp-{domain}/test-00000-of-00001.parquet")
-    subjects = ["abstract_algebra", "high_school_us_history"] * (COUNTS["mmlu"] // 2)
+    subjects = ["abstract_algebra", "high_school_us_history"] * (counts["mmlu"] // 2)
     write_parquet(
-        questions(COUNTS["mmlu"], "thing").assign(subject=subjects), folder / "mmlu/all/test-00000-of-00001.parquet"
+        questions(counts["mmlu"], "thing").assign(subject=subjects), folder / "mmlu/all/test-00000-of-00001.parquet"
     )
     write_parquet(
         questions(3, "example").assign(subject="abstract_algebra"), folder / "mmlu/all/dev-00000-of-00001.parquet"
     )
 
     def texts(name: str, first: int = 0) -> pd.DataFrame:
-        return pd.DataFrame({"text": [f"{name} {number}: {LONG}" for number in range(first, COUNTS[name])]})
+        return pd.DataFrame({"text": [f"{name} {number}: {LONG}" for number in range(first, counts[name])]})
 
     for name in ("cyber_forget", "cyber_retain"):
         folder_name = f"{name.replace('_', '-')}-corpus"
@@ -112,4 +118,4 @@ def write_public_data(folder: Path) -> dict:
     write_parquet(arc(3, "challenge", "1234"), folder / "arc/ARC-Challenge/train-00000-of-00001.parquet")
     places = {"wmdp": "wmdp", "mmlu": "mmlu", "wmdp_corpora": "wmdp-corpora", "bio_forget_corpus": "bio.jsonl"}
     places |= {"wikitext": "wikitext", "oasst2": "oasst2", "arc": "arc"}
-    return {**{key: str(folder / place) for key, place in places.items()}, "rows": COUNTS}
+    return {**{key: str(folder / place) for key, place in places.items()}, "rows": counts}

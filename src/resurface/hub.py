@@ -38,8 +38,8 @@ def find_files(source: str, kind: Kind, allowed: Sequence[str], ignored: Sequenc
     if hub_id is None:
         return Path(source)
     from huggingface_hub import constants, errors, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     repository, revision = hub_id
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
@@ -80,7 +80,7 @@ def find_files(source: str, kind: Kind, allowed: Sequence[str], ignored: Sequenc
             f"{source}: {reason}, and the files are not all in the cache {constants.HF_HUB_CACHE}; fetch them where there is a "
             f"network: `{command}`, with HF_HOME on a disk that this machine sees, or name a local copy"
         ) from None
-    except errors.HTTPError as error:
+    except errors.HTTPError as error:  # type: ignore[attr-defined]
         cause = _name_cause(error)
         is_refused = cause in ("status 401", "status 403")
         remedy = (
