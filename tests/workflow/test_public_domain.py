@@ -1,0 +1,64 @@
+"""Public domains from end to end: made-up data of the public schema, a scripted server that writes questions, published checkpoints."""
+
+import re
+
+import pandas as pd
+import pytest
+import yaml
+from chat_server import ChatServer, complete, good_question
+from conftest import CHECKPOINTS, make_project, snakemake
+from public_data import write_public_data
+
+from resurface.reproducibility.verify import verify
+
+pytestmark = pytest.mark.audit
+
+EXPERIMENT = {
+    "domains": ["bio", "cyber"],
+    "methods": {
+        "rmu": {"block": 2, "trained_blocks": [0, 1, 2], "max_steps": 2, "batch_size": 2, "length": 64},
+        "published": {
+            "both": {"checkpoint": str(CHECKPOINTS / "never_learned"), "tokenizer": str(CHECKPOINTS / "original")},
+            "one": {"checkpoint": str(CHECKPOINTS / "original"), "domains": ["bio"]},
+        },
+    },
+    "attacks": {"finetuning": {"datasets": {"forget": [2]}, "epochs": 1}, "logit_lens": {"blocks": [2]}},
+    "benchmarks": {"mmlu": ["resurface_mmlu_abstract_algebra"]},
+    "refusals": {"questions": 2, "new_tokens": 2},
+    "summary": {"resamples": 20},
+}
+
+
+def test_a_public_experiment_runs_and_passes_its_audit(tmp_path):
+    project = make_project(tmp_path / "resurface")
+    rows = {"wmdp_bio": 60, "wmdp_cyber": 60, "mmlu": 40, "bio_forget": 20, "cyber_forget": 20}
+    sources = write_public_data(tmp_path / "public", **rows)
+    with ChatServer(lambda article, _: complete([good_question(article, place) for place in range(3)])) as server:
+        preferences = {"base_url": server.address, "model": "scripted", "key_variable": None}
+        preferences |= {"forget_questions": 20, "benign_questions": 4, "shortest_article": 10}
+        (project / "config.yaml").write_text(
+            yaml.safe_dump({**EXPERIMENT, "sources": sources, "preferences": preferences})
+        )
+        run = snakemake(project, check=False)
+        assert run.returncode == 0, run.stdout[-5000:]
+    results = project / "results"
+    for domain, subject in (("bio", "biology"), ("cyber", "cybersecurity")):
+        questions = pd.read_parquet(results / "data" / domain / "questions.parquet")
+        assert set(questions["subject"]) == {subject}
+        counts = questions["split"].value_counts()
+        assert counts["train"] == 20
+        assert counts["validation"] + counts["test"] == 60
+    summary = pd.read_parquet(results / "summary.parquet")
+    scored = summary[summary["benchmark"] == summary["domain"]].groupby("domain")["method"].unique()
+    assert set(scored["bio"]) == {"original", "never_learned", "rmu", "both", "one"}
+    assert set(scored["cyber"]) == {"original", "never_learned", "rmu", "both"}
+    assert (results / "models" / "both" / "model.safetensors").is_symlink()
+    assert {path.name for path in (results / "unlearned").glob("*/*")} == {"rmu"}
+
+    _, findings = verify(results, follow_links=True)
+    assert findings == []
+    plan = snakemake(project, "--dry-run").stdout
+    assert re.search("Nothing to be done", plan)
+    texts = [*pd.read_parquet(results / "data/bio/forget_corpus.parquet")["text"]]
+    logs = "".join(path.read_text() for path in (results / "logs").rglob("*.log"))
+    assert not any(text[:40] in logs for text in texts)
