@@ -123,3 +123,16 @@ def test_all_users_can_lock(tmp_path):
     assert lock.stat().st_mode & 0o777 == 0o666
     assert lock.name == "GPU_a_b.lock"
     gpus.HELD.pop().release()
+
+
+def test_a_gpu_that_is_named_is_the_only_one_seen(monkeypatch):
+    """Otherwise a Trainer spreads over all that it sees."""
+    monkeypatch.setenv(gpus.VISIBLE, "4,7,9")
+    monkeypatch.delenv(gpus.HELD_VARIABLE, raising=False)
+    gpus.show_gpu(1)
+    gpus.show_gpu(1)
+    assert os.environ[gpus.VISIBLE] == "7"
+    assert gpus.take_gpus() == []
+    monkeypatch.setenv(gpus.VISIBLE, "4,7,9")
+    with pytest.raises(ResurfaceError, match="found 'cuda:3', but this machine has 3; counting starts at 0"):
+        gpus.show_gpu(3)

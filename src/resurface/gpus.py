@@ -73,8 +73,7 @@ def take_gpus(count: int = 1) -> list[str]:
     Raises:
         ResurfaceError: fewer are visible, or the locks cannot be opened.
     """
-    is_held = HELD_VARIABLE in os.environ and os.environ[HELD_VARIABLE] == os.environ.get(VISIBLE)
-    if is_held or "LOCAL_RANK" in os.environ:
+    if _is_chosen() or "LOCAL_RANK" in os.environ:
         return []
     gpus = list_gpus()
     if not gpus:
@@ -82,6 +81,28 @@ def take_gpus(count: int = 1) -> list[str]:
     taken = lock_gpus(gpus, count, FOLDER)
     os.environ[VISIBLE] = os.environ[HELD_VARIABLE] = ",".join(taken)
     return taken
+
+
+def show_gpu(number: int) -> None:
+    """Have this process see one GPU only, without locking it. It must be called before CUDA is used.
+
+    Args:
+        number: its place among those that are visible, from 0.
+
+    Raises:
+        ResurfaceError: there are fewer.
+    """
+    if _is_chosen():
+        return
+    gpus = list_gpus()
+    if number >= len(gpus):
+        raise ResurfaceError(f"device: found 'cuda:{number}', but this machine has {len(gpus)}; counting starts at 0")
+    os.environ[VISIBLE] = os.environ[HELD_VARIABLE] = gpus[number]
+
+
+def _is_chosen() -> bool:
+    """Whether this process, or the one that started it, sees only what it was given."""
+    return HELD_VARIABLE in os.environ and os.environ[HELD_VARIABLE] == os.environ.get(VISIBLE)
 
 
 def lock_gpus(gpus: Sequence[str], count: int, folder: Path) -> list[str]:

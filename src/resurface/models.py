@@ -22,7 +22,7 @@ from resurface.artifacts import naming_unreadable, read_json_object
 from resurface.checkpoints import check_checkpoint
 from resurface.decoder import block_output, cap_logits, check_places, decoder_blocks
 from resurface.errors import ResurfaceError
-from resurface.gpus import take_gpus
+from resurface.gpus import show_gpu, take_gpus
 from resurface.prompts import encode_letters
 
 log = logging.getLogger("resurface")
@@ -31,8 +31,8 @@ log = logging.getLogger("resurface")
 def pick_device(name: str, count: int = 1) -> torch.device:
     """The device to compute on: `auto` is a CUDA device if there is one, else the CPU.
 
-    Of several GPUs, `auto` and `cuda` take some that no other job computes on (`resurface.gpus`), and return the first of these;
-    `cuda:1` is the second, whoever uses it.
+    Of several GPUs, `auto` and `cuda` take some that no other job computes on (`resurface.gpus`); `cuda:1` is the second, whoever
+    uses it. Either way the process sees no others.
 
     Args:
         name: `auto`, `cpu`, `cuda` or `cuda:<number>`.
@@ -47,12 +47,9 @@ def pick_device(name: str, count: int = 1) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ResurfaceError(f"device: found {name!r}, but this machine has no CUDA device; allowed here: auto, cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ResurfaceError(
-            f"device: found {name!r}, but this machine has {torch.cuda.device_count()}; counting starts at 0"
-        )
-    return device
+    if name.startswith("cuda:"):
+        show_gpu(int(name.removeprefix("cuda:")))
+    return torch.device(name.partition(":")[0])
 
 
 def set_seed(seed: int) -> None:
