@@ -148,7 +148,7 @@ def measure(given: argparse.Namespace) -> pd.DataFrame:
     place = ["--resume", "results/.resume", "--device", device]
     original, data = Path("results/models/original"), Path(f"results/data/{DOMAIN}")
     original.parent.mkdir(parents=True, exist_ok=True)
-    if given.original:
+    if given.original and not original.exists():
         original.symlink_to(given.original.resolve())
     if not original.is_dir():
         make_checkpoint(original, "small" if given.small else "mistral-7b", "cpu" if given.small else "cuda")
