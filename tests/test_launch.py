@@ -146,7 +146,10 @@ def test_two_processes_make_the_same_run(at_once, method, data, tmp_path):
 def test_two_gpus_that_share_the_model_out_make_the_same_run(method, data, tmp_path):
     settings = METHODS[method].model_copy(update={"mixed_precision": "no"})
     single, shared = run_in(tmp_path / "single", data, "cuda"), run_in(tmp_path / "shared", data, "cuda")
-    import_module(f"resurface.unlearning.{method}").unlearn(single, settings)
+    command = [sys.executable, "-m", "resurface.cli", "unlearn", method, "--device", "cuda"]
+    command += ["--model", str(single.model_folder), "--data", str(single.data_folder), "--output", str(single.output)]
+    command += ["--resume", str(tmp_path / "resume"), "--settings", settings.model_dump_json()]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, check=True)
     used = launch(f"resurface.unlearning.{method}", shared, settings, FSDP, 2)
     assert used["device"] == torch.cuda.get_device_name()
     assert_same_run(read_run(shared), read_run(single))

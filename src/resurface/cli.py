@@ -6,6 +6,7 @@ can cause end as one message; everything goes to the job's log file too.
 
 import json
 import logging
+import os
 import reprlib
 import signal
 import sys
@@ -82,6 +83,7 @@ def prepare(
 ) -> None:
     """Set up logging and the number of threads, before anything heavy is imported."""
     prepare_imports(threads)
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # else a full GPU is full of gaps
     if "torch" in sys.modules:  # imported by the server of warm starts, with one thread
         import threadpoolctl
         import torch

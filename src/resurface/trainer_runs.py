@@ -83,6 +83,8 @@ def run_trainer(trainer: Trainer) -> None:
     if last is not None:
         log.info("going on after step %s of an interrupted run", last.name.removeprefix("checkpoint-"))
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Autocast keeps a second copy of every weight for the length of a pass, in which each is used once.
+    torch.set_autocast_cache_enabled(False)
     with naming_full_disk(folder), postponing_end() as is_asked:
         trainer.add_callback(Saving(is_asked))
         trainer.train(resume_from_checkpoint=str(last) if last else None)
