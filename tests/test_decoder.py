@@ -202,6 +202,18 @@ def test_streams_are_what_the_parts_written_out_compute(family, tiny):
     assert logits.std() > 0.3, "a logit's scale or cap would be seen"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rounding_is_no_fault_and_a_norm_that_is_missed_is_one(family, folder, dtype, monkeypatch):
+    model = load_model(folder, CPU, dtype)
+    assert len(find_additions(model)) == 3
+    monkeypatch.setattr("resurface.decoder._follow", lambda part, passed: part)
+    if FAMILIES[family].order in (norms_around, norms_after):
+        with pytest.raises(ResurfaceError, match="block 0 puts out something else than its input and what"):
+            find_additions(model)
+    else:
+        find_additions(model)
+
+
 def test_rows_go_on_from_kept_keys_and_values(tiny):
     """Also where the beginning is longer than a sliding window."""
     beginning = draw(tiny, 60)
