@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -393,6 +394,20 @@ def test_limits_hold(tmp_path):
         ask_server(conversations[:6], slow, Account(slow), tmp_path / "b")
         moments = [moment for _, moment in server.times]
         assert max(moments) - min(moments) > 0.3, "six requests at ten a second"
+
+
+def test_two_jobs_at_once_pay_for_what_they_share_once(sources, tmp_path):
+    def script(article, attempt):
+        return Answer(complete([good_question(article)]).body, seconds=0.05)
+
+    with ChatServer(script) as server, ThreadPoolExecutor() as pool:
+        settings = settings_for(server, forget_questions=10, benign_questions=3)
+        outputs = [tmp_path / name / "preferences.parquet" for name in ("a", "b")]
+        rest = (settings, tmp_path / ".replies", None, "cpu")
+        jobs = [pool.submit(write_preferences, sources, SUBJECT, output, *rest) for output in outputs]
+        assert [job.result() for job in jobs] == [None, None]
+        assert len(server.requests) == 13
+        assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
 def test_a_server_without_key_gets_none(tmp_path):
