@@ -87,7 +87,7 @@ class ChatServer:
                 with lock:
                     outer.attempts[article] += 1
                     outer.requests.append(request)
-                    outer.headers.append(dict(self.headers))
+                    outer.headers.append({name.lower(): value for name, value in self.headers.items()})
                     outer.times.append((article, time.monotonic()))
                     outer.under_way += 1
                     outer.most_under_way = max(outer.most_under_way, outer.under_way)

@@ -81,5 +81,7 @@ def holding_replies(folder: Path) -> Iterator[None]:
     except Timeout:
         log.info("waiting for another job that asks for replies; what it gets serves this one too")
         lock.acquire()
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
