@@ -40,6 +40,10 @@ def resurface(*arguments, cwd=None):
         ),
         (["unlearn", "npo", "--model", "nowhere", "--data", "d", "--output", "x"], ["nowhere: no such folder"]),
         (["model", "nowhere", "--output", "x"], ["nowhere", "no such checkpoint folder"]),
+        (
+            """score --model m --benchmarks {} --identity {"domain":"d"} --interventions i --output x""".split(),
+            ["--identity: the key 'method' is missing", "domain, method, seed, attack"],
+        ),
         (["show", "nowhere.parquet"], ["nowhere.parquet: no such file"]),
         (["data", "alchemy", "--output", "x"], ["'alchemy'", "xenotoxicology, runecraft"]),
         (["pretrain", "both", "--output", "x"], ["'both'", "never_learned"]),

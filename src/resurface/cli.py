@@ -134,6 +134,16 @@ def _read_option(name: str, text: str, kind: Any) -> Any:
         raise ResurfaceError(f"{name}: found {reprlib.repr(text)}; expected a JSON object: {error}") from None
 
 
+def _read_identity(text: str, *more: str) -> dict[str, str | int | None]:
+    """The value of `--identity`: domain, method and seed, and what a command needs besides."""
+    found: dict[str, str | int | None] = _read_option("--identity", text, Identity)
+    needed = ["domain", "method", "seed", *more]
+    missing = [key for key in needed if key not in found]
+    if missing:
+        raise ResurfaceError(f"--identity: the key {missing[0]!r} is missing; needed are {', '.join(needed)}")
+    return found
+
+
 def _find_entry(kind: str, name: str) -> Any:
     """A method's or an attack's entry in the registry."""
     from resurface import registry
@@ -468,7 +478,7 @@ def score(
     """Score a model under every variant of an attack."""
     from resurface.settings.scoring import ScoringSettings
 
-    asked, who = _read_option("--benchmarks", benchmarks, Benchmarks), _read_option("--identity", identity, Identity)
+    asked, who = _read_option("--benchmarks", benchmarks, Benchmarks), _read_identity(identity, "attack")
     chosen = _read_settings(ScoringSettings, settings)
     transfers = [tuple(text.split("=", 1)) for text in transfer or []]
     wrong = [text for text in transfer or [] if "=" not in text]
@@ -503,7 +513,7 @@ def refusals(
     """Count how often a model refuses when it generates."""
     from resurface.settings.scoring import RefusalSettings
 
-    asked, who = _read_option("--benchmarks", benchmarks, Benchmarks), _read_option("--identity", identity, Identity)
+    asked, who = _read_option("--benchmarks", benchmarks, Benchmarks), _read_identity(identity)
     forms = _read_option("--templates", templates, Templates)
     chosen = _read_settings(RefusalSettings, settings)
     from resurface.scoring.refusals import count_refusals
@@ -530,7 +540,7 @@ def perplexity(
     from resurface.artifacts import check_folder
     from resurface.settings.scoring import PerplexitySettings
 
-    asked, who = _read_option("--tasks", tasks, list[str]), _read_option("--identity", identity, Identity)
+    asked, who = _read_option("--tasks", tasks, list[str]), _read_identity(identity, "attack")
     forms = _read_option("--templates", templates, Templates)
     chosen = _read_settings(PerplexitySettings, settings)
     folders = [check_folder(folder) for folder in interventions or []]

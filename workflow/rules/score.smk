@@ -54,16 +54,14 @@ def intervention_options(wildcards):
 
 
 def identity(wildcards):
-    """What a score table says of its model; a reference model without attack has no seed."""
-    attack = wildcards.get("attack", "none")
-    seedless = attack == "none" and wildcards.method in REFERENCES
+    """What a table says of its model, as JSON."""
     return json.dumps(
-        {
-            "domain": wildcards.domain,
-            "method": wildcards.method,
-            "seed": None if seedless else int(wildcards.seed),
-            **({"attack": attack} if "attack" in wildcards.keys() else {}),
-        }
+        jobs.identify(
+            wildcards.domain,
+            wildcards.method,
+            int(wildcards.seed),
+            wildcards.get("attack"),
+        )
     )
 
 

@@ -238,6 +238,20 @@ def all_jobs(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
     return jobs | {path: (rule, None) for path, rule in finals.items()}
 
 
+def identify(domain: str, method: str, seed: int, attack: str | None) -> dict[str, str | int | None]:
+    """What a table says of its model; a reference model without attack has no seed.
+
+    Args:
+        domain: the domain.
+        method: the method, or a reference model.
+        seed: as it stands in the table's path.
+        attack: the attack; None in tables that are about no attack.
+    """
+    is_seedless = method in REFERENCE_NAMES and attack in (None, "none")
+    named = {} if attack is None else {"attack": attack}
+    return {"domain": domain, "method": method, "seed": None if is_seedless else seed, **named}
+
+
 def job_facts(experiment: Experiment, output: str, rule: str) -> dict[str, Any]:
     """What a record must say of a job besides its slice of the configuration, as its output's path and the configuration tell.
 
@@ -264,13 +278,7 @@ def job_facts(experiment: Experiment, output: str, rule: str) -> dict[str, Any]:
     if rule not in ("score", "refusals", "perplexity"):
         return {"seed": None}
     domain, method, seed, *attack = parts
-    is_seedless = method in REFERENCE_NAMES and (attack or ["none"]) == ["none"]
-    facts: dict[str, Any] = {
-        "domain": domain,
-        "method": method,
-        "seed": None if is_seedless else int(seed.removeprefix("seed")),
-        **({"attack": attack[0]} if attack else {}),
-    }
+    facts: dict[str, Any] = identify(domain, method, int(seed.removeprefix("seed")), next(iter(attack), None))
     if rule == "perplexity":
         return {**facts, "tasks": domain_tasks(domain), "templates": experiment.scoring.templates}
     facts["benchmarks"] = {domain: domain_tasks(domain), **experiment.benchmarks}
