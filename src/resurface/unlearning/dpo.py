@@ -11,12 +11,11 @@ import math
 from typing import Any
 
 import pandas as pd
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
-from resurface.artifacts import write_table
+from resurface.artifacts import holding_lock, write_table
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.dpo import DPOSettings
 from resurface.unlearning.training import (
@@ -59,7 +58,7 @@ def share_pairs(pairs: list[dict[str, str]], run: Run) -> Dataset:
     path = run.resume_folder / "pairs.parquet"
     if count_processes() == 1:
         return Dataset.from_list(pairs)
-    with PartialState().main_process_first():
+    with holding_lock(path.with_suffix(".sharing"), path):
         if not path.is_file():
             write_table(pd.DataFrame(pairs), path)
         return Dataset.from_parquet(str(path), cache_dir=str(run.resume_folder / "datasets"))
