@@ -55,3 +55,27 @@ def test_a_command_that_is_no_job_outlives_its_shell(tmp_path):
         assert not is_over(job)
     finally:
         job.kill()
+
+
+DEAF = """
+import os, signal, subprocess, time
+from resurface import orphans, preemption
+preemption.CLEANUP_SECONDS = orphans.CLEANUP_SECONDS = 1.0
+signal.signal(signal.SIGTERM, preemption.end_at_once)
+os.environ[orphans.SCHEDULER_VARIABLE] = str(subprocess.Popen(["sleep", "1"]).pid)
+class Finalized:
+    def __del__(self):
+        time.sleep(30)
+orphans.end_with_scheduler()
+Finalized()
+print("not heard", flush=True)
+time.sleep(30)
+"""
+
+
+def test_an_orphan_that_does_not_hear_is_asked_again():
+    """An exception in a finalizer is lost."""
+    job = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True, timeout=20)
+    assert "not heard" in job.stdout
+    assert job.returncode == 1
+    assert job.stderr.count("Preempted") >= 2

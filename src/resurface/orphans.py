@@ -14,6 +14,8 @@ import threading
 import time
 from contextlib import suppress
 
+from resurface.preemption import CLEANUP_SECONDS
+
 SCHEDULER_VARIABLE = "RESURFACE_SCHEDULER"
 LOOK_SECONDS = 0.5
 
@@ -31,10 +33,12 @@ def end_with_scheduler() -> None:
 
 
 def _watch(scheduler: int, parent: int) -> None:
-    """Wait until one of two processes has gone, then ask this one to end."""
+    """Wait until one of two processes has gone, then ask this one to end, again and again, should it not hear."""
     while _is_there(scheduler) and os.getppid() == parent:
         time.sleep(LOOK_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(CLEANUP_SECONDS)
 
 
 def _is_there(process: int) -> bool:

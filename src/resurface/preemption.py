@@ -8,25 +8,35 @@ save between a gradient and its step, so that a resumed run would not be the sam
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 PREEMPTED = 128 + signal.SIGTERM
+CLEANUP_SECONDS = 20.0
+
+_raised_at = -CLEANUP_SECONDS
 
 
 class Preempted(BaseException):
     """The job ends because it was asked to; the message says from where the next run goes on."""
 
 
-def end_at_once(_signal: int, _frame: FrameType | None) -> NoReturn:
+def end_at_once(_signal: int, _frame: FrameType | None) -> None:
     """A handler of SIGTERM for everything that does not run in steps.
 
+    A second SIGTERM must not break off what the first one cleans up. A later one counts again, because Python loses an exception
+    that is raised in a finalizer or a callback of a library.
+
     Raises:
-        Preempted: always.
+        Preempted: unless it was raised less than `CLEANUP_SECONDS` ago.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off what the first one cleans up
+    global _raised_at
+    now = time.monotonic()
+    if now - _raised_at < CLEANUP_SECONDS:
+        return
+    _raised_at = now
     raise Preempted("the next run starts this job again, from its last saved step if there is one")
 
 
