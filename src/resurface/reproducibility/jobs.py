@@ -205,7 +205,7 @@ def data_jobs(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
             jobs[DATA.format(domain=domain)] = ("data", None)
     if QUESTIONS.format(domain="general") in tables:
         jobs[DATA.format(domain="general")] = ("general_questions", None)
-    public = [domain for domain in experiment.domains if domain in PUBLIC_DOMAINS]
+    public = public_domains(experiment)
     for domain in public:
         jobs[DATA.format(domain=domain)] = ("corpora", domain)
         jobs[QUESTIONS.format(domain=domain)] = ("questions", None)

@@ -34,15 +34,15 @@ def check_place(source: str) -> str:
     return source
 
 
-def check_data_source(source: str) -> str:
-    """The source of a data set, or a `ValueError` that says what is allowed."""
+def check_outside_source(source: str) -> str:
+    """The source of a data set, a checkpoint or a tokenizer, or a `ValueError` that says what is allowed."""
     try:
         return check_place(source)
     except ValueError as error:
         raise ValueError(f"found {source[:100]!r}; allowed is {error}") from None
 
 
-DataSource = Annotated[str, AfterValidator(check_data_source)]
+OutsideSource = Annotated[str, AfterValidator(check_outside_source)]
 
 
 class RowCounts(Settings):
@@ -68,22 +68,22 @@ class RowCounts(Settings):
 class SourceSettings(Settings):
     """Where public data comes from; each by hub id and revision, or by the path of a file or a folder of that data set."""
 
-    wmdp: DataSource = Field(
+    wmdp: OutsideSource = Field(
         "cais/wmdp@7125571f22f032c56415e7980f48d877dd830ff8", description="WMDP's questions (bio, chem, cyber)"
     )
-    mmlu: DataSource = Field("cais/mmlu@c30699e8356da336a370243923dbaf21066bb9fe", description="MMLU's questions")
-    wmdp_corpora: DataSource = Field(
+    mmlu: OutsideSource = Field("cais/mmlu@c30699e8356da336a370243923dbaf21066bb9fe", description="MMLU's questions")
+    wmdp_corpora: OutsideSource = Field(
         "cais/wmdp-corpora@daf89fa9b618b63a624228061a9cebacca88009c",
         description="WMDP's open corpora: cyber-forget-corpus, cyber-retain-corpus and bio-retain-corpus",
     )
-    bio_forget_corpus: DataSource = Field(
+    bio_forget_corpus: OutsideSource = Field(
         "cais/wmdp-bio-forget-corpus@5a786ed1041e56fef2d4ed26c1239f12b73a68eb",
         description="the forget corpus about biology, which is gated: ask for it at its page, or name your copy",
     )
-    cyber_forget_corpus: DataSource | None = Field(
+    cyber_forget_corpus: OutsideSource | None = Field(
         None, description="the forget corpus about cybersecurity; null: the one of `wmdp_corpora`"
     )
-    chem_forget_corpus: DataSource | None = Field(
+    chem_forget_corpus: OutsideSource | None = Field(
         None, description="a forget corpus about chemistry, of your own: none is published"
     )
     forget_text: Literal["text", "abstract"] = Field(
@@ -94,19 +94,19 @@ class SourceSettings(Settings):
         description="the retain corpus: WikiText (RMU paper, arXiv 2409.18025), or the domain's own of `wmdp_corpora`, which chem "
         "lacks",
     )
-    wikitext: DataSource = Field(
+    wikitext: OutsideSource = Field(
         "Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3",
         description="WikiText; its configuration wikitext-2-raw-v1 is read",
     )
     least_characters: Count = Field(
         50, description="characters that a text of any corpus has at least (RMU's code: 50)"
     )
-    oasst2: DataSource = Field(
+    oasst2: OutsideSource = Field(
         "OpenAssistant/oasst2@179dd21fc55192153d94adb0e0ce8f69e222bf75",
         description="OASST2's conversations, of which ranked replies become general preferences",
     )
     language: str = Field("en", pattern=r"^[a-zA-Z-]{2,10}$", description="language of these conversations")
-    arc: DataSource = Field(
+    arc: OutsideSource = Field(
         "allenai/ai2_arc@210d026faf9955653af8916fad021475a3f00453", description="ARC's questions, easy and challenge"
     )
     rows: RowCounts = RowCounts()

@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,8 +26,6 @@ from resurface.errors import ResurfaceError
 from resurface.preemption import PREEMPTED, Preempted, end_at_once, postponing_end
 from resurface.settings.training import TrainingSettings
 from resurface.unlearning.training import Run, count_processes
-
-USED = "used.json"  # what the processes have used, for the record
 
 log = logging.getLogger("resurface")
 
@@ -126,8 +125,8 @@ def launch(module: str, run: Run, settings: TrainingSettings, config: Path, proc
             f"one of {processes} processes failed (status {process.returncode}); its error stands above. If memory ran out, lower "
             "device_batch_size or set gradient_checkpointing"
         )
-    used = read_json_object(run.resume_folder.with_name(f"{run.resume_folder.name}.{USED}"))
-    remove(run.resume_folder.with_name(f"{run.resume_folder.name}.{USED}"))
+    used = read_json_object(use_path(run))
+    remove(use_path(run))
     return used
 
 
@@ -137,6 +136,11 @@ def log_lines(lines: Iterable[str]) -> None:
         log.info("%s", line.rstrip())
 
 
+def use_path(run: Run) -> Path:
+    """Where the processes of a run leave what they used: beside its state, which goes before."""
+    return run.resume_folder.with_name(f"{run.resume_folder.name}.used.json")
+
+
 def write_use(run: Run) -> None:
     """Leave what this process used where who started it looks."""
     is_cuda = torch.cuda.is_initialized()
@@ -144,13 +148,11 @@ def write_use(run: Run) -> None:
         "device": torch.cuda.get_device_name() if is_cuda else None,
         "peak_device_memory": torch.cuda.max_memory_allocated() if is_cuda else 0,
     }
-    run.resume_folder.with_name(f"{run.resume_folder.name}.{USED}").write_text(json.dumps(used))
+    use_path(run).write_text(json.dumps(used))
 
 
 def work() -> None:
     """One of several processes."""
-    import signal
-
     signal.signal(signal.SIGTERM, end_at_once)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     rank = int(os.environ["LOCAL_RANK"])
