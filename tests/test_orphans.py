@@ -79,3 +79,25 @@ def test_an_orphan_that_does_not_hear_is_asked_again():
     assert "not heard" in job.stdout
     assert job.returncode == 1
     assert job.stderr.count("Preempted") >= 2
+
+
+BREAKING_OFF = """
+import os, signal, sys, time
+from resurface import cli
+@cli.app.command("break-off")
+def break_off():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    except BaseException:
+        raise ImportError("no such module")
+sys.argv = ["resurface", "break-off"]
+cli.main()
+"""
+
+
+def test_an_end_that_a_library_turns_into_its_own_error_is_told_as_an_end():
+    job = subprocess.run([sys.executable, "-c", BREAKING_OFF], capture_output=True, text=True, timeout=20)
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "ended by SIGTERM; the next run starts this job again" in job.stderr
+    assert "bug" not in job.stderr

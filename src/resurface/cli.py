@@ -19,7 +19,7 @@ import typer
 
 from resurface.errors import ResurfaceError
 from resurface.gpu_faults import explain_gpu_fault
-from resurface.preemption import PREEMPTED, Preempted, end_at_once
+from resurface.preemption import PREEMPTED, Preempted, describe_end, end_at_once, is_preemption
 from resurface.warm_start import prepare_imports
 
 app = typer.Typer(
@@ -794,13 +794,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end_at_once)
     try:
         status = app(prog_name="resurface", standalone_mode=False)  # an early end is returned, not raised
-    except ResurfaceError as error:
-        log.error("error: %s", error)
-        sys.exit(1)
-    except Preempted as preempted:
-        log.error("ended by SIGTERM; %s", preempted)
-        sys.exit(PREEMPTED)
-    except Exception as error:
+    except (Preempted, Exception) as error:
+        if is_preemption(error):
+            log.error(describe_end(error))
+            sys.exit(PREEMPTED)
+        if isinstance(error, ResurfaceError):
+            log.error("error: %s", error)
+            sys.exit(1)
         if hasattr(error, "show"):  # a wrong option or argument: Click knows how to say it
             error.show()
             sys.exit(2)

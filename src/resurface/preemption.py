@@ -15,6 +15,7 @@ from types import FrameType
 
 PREEMPTED = 128 + signal.SIGTERM
 CLEANUP_SECONDS = 20.0
+NEXT_RUN = "the next run starts this job again, from its last saved step if there is one"
 
 _raised_at = -CLEANUP_SECONDS
 
@@ -37,7 +38,20 @@ def end_at_once(_signal: int, _frame: FrameType | None) -> None:
     if now - _raised_at < CLEANUP_SECONDS:
         return
     _raised_at = now
-    raise Preempted("the next run starts this job again, from its last saved step if there is one")
+    raise Preempted(NEXT_RUN)
+
+
+def is_preemption(error: BaseException) -> bool:
+    """Whether an error is the end that SIGTERM asked for, or what a library made of it on its way up.
+
+    An import that `Preempted` breaks off can end as `ModuleNotFoundError`, and a compiled module as any error of its own.
+    """
+    return isinstance(error, Preempted) or time.monotonic() - _raised_at < CLEANUP_SECONDS
+
+
+def describe_end(error: BaseException) -> str:
+    """What to tell of an end that SIGTERM asked for, on one line."""
+    return f"ended by SIGTERM; {error if isinstance(error, Preempted) else NEXT_RUN}"
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import torch
 
 from resurface.artifacts import read_json_object, remove
 from resurface.errors import ResurfaceError
-from resurface.preemption import PREEMPTED, Preempted, end_at_once, postponing_end
+from resurface.preemption import PREEMPTED, Preempted, describe_end, end_at_once, is_preemption, postponing_end
 from resurface.settings.training import TrainingSettings
 from resurface.unlearning.training import Run, count_processes
 
@@ -168,12 +168,14 @@ def work() -> None:
     run = Run(model, data, output, resume, given["seed"], device)
     try:
         unlearn_within_memory(given["module"], run, settings)
-    except ResurfaceError as error:
+    except (Preempted, Exception) as error:
+        if is_preemption(error):
+            log.error(describe_end(error))
+            sys.exit(PREEMPTED)
+        if not isinstance(error, ResurfaceError):
+            raise
         log.error("error: %s", error)
         sys.exit(1)
-    except Preempted as preempted:
-        log.error("ended by SIGTERM; %s", preempted)
-        sys.exit(PREEMPTED)
     if rank == 0:
         write_use(run)
     if torch.distributed.is_initialized():
