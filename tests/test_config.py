@@ -66,6 +66,7 @@ def test_the_default_configuration_is_valid():
             ["methods.published.z.domains", "'cyber'", "xenotoxicology"],
         ),
         ("benchmarks", {"general": ["resurface_mmmlu"]}, ["'resurface_mmmlu'", "resurface_mmlu_anatomy"]),
+        ("model_gpus", 0, ["model_gpus", "greater than or equal to 1"]),
         ("domain", ["runecraft"], ["domain: unknown key", "domains"]),
         ("methods.npo.learning_rate", -1.0, ["methods.npo.learning_rate", "-1.0", "greater than 0"]),
         ("methods.npo.learning_rate", "1e-3", ["methods.npo.learning_rate", "1e-3", "1.0e-3"]),
@@ -184,6 +185,13 @@ def test_models_are_asked_about_the_world_that_they_were_taught(models, data_wor
     with pytest.raises(ResurfaceError) as caught:
         validate_config(config, "config.yaml")
     assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_a_model_is_spread_over_gpus_that_are_not_named(device):
+    validate_config(CONFIG | {"model_gpus": 2, "device": "cuda"}, "config.yaml")
+    with pytest.raises(ResurfaceError, match=f"model_gpus: found 2, but `device` is '{device}'"):
+        validate_config(CONFIG | {"model_gpus": 2, "device": device}, "config.yaml")
 
 
 def test_only_fictional_domains_are_taught():

@@ -297,7 +297,8 @@ def test_scores_equal_the_harness_and_the_last_block(family, folder, small):
         requests = make_requests(ours, template)
         found, read = ours.answer(ours.plan_rows(requests, lens), [Variant(variant="none"), lens], disable_tqdm=True)
         expected = theirs.loglikelihood(make_requests(theirs, template), disable_tqdm=True)
-        values, others, lenses = (np.array([one[0] for one in answers]) for answers in (found, expected, read))
+        others = np.array([value for value, _ in expected])
+        values, lenses = (np.array([one[place][0] for place in range(len(others))]) for one in (found, read))
         np.testing.assert_allclose(values, others, rtol=0, atol=1e-4)
         np.testing.assert_allclose(lenses, values, rtol=0, atol=1e-4)
         assert np.ptp(values) > 0.5

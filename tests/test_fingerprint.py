@@ -8,7 +8,14 @@ from resurface.reproducibility.fingerprint import closure
 
 COMMON = {"resurface", "resurface.artifacts", "resurface.errors"}
 ATTACK = COMMON | {"resurface.attacks", "resurface.attacks.target", "resurface.interventions", "resurface.settings"}
-MODEL = {"resurface.models", "resurface.decoder", "resurface.checkpoints", "resurface.gpus", "resurface.prompts"}
+MODEL = {
+    "resurface.models",
+    "resurface.decoder",
+    "resurface.checkpoints",
+    "resurface.gpus",
+    "resurface.prompts",
+    "resurface.spreading",
+}
 DATA = {"resurface.data", "resurface.data.tables", "resurface.prompts"}
 RESUMED = {"resurface.preemption", "resurface.trainer_runs"}
 METHOD = (

@@ -76,6 +76,18 @@ def test_shapes_are_found_without_a_download(tmp_path, monkeypatch):
     assert find_shape(make_large(), str(tmp_path)).blocks == 3
     with pytest.raises(ResurfaceError, match=r"'org/unheard-of@main' is not known.*--shape: mistral-7b, llama-3\.1-8b"):
         find_shape(make_large(models={"original": "org/unheard-of@main"}))
+    unheard = make_large(models={"original": "org/unheard-of@main"})
+    made = tmp_path / "results" / "models" / "original"
+    made.mkdir(parents=True)
+    (made / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    for source, is_its_own in (("testbed:original", False), ("org/unheard-of@main", True)):
+        record_path(made).write_text(json.dumps({"command": ["resurface", "model", source]}))
+        assert find_shape(make_large()) == KNOWN["mistral-7b"], "another experiment's results"
+        if is_its_own:
+            assert find_shape(unheard).blocks == 4
+        else:
+            with pytest.raises(ResurfaceError, match=r"'org/unheard-of@main' is not known"):
+                find_shape(unheard)
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
     with pytest.raises(ResurfaceError, match=r"config\.json: found hidden_size 'wide'"):
         find_shape(make_large(), str(tmp_path))
@@ -95,6 +107,18 @@ def test_the_default_experiment_costs_about_what_it_was_measured_to():
     for line in plan.lines:
         if line.rule == "score":
             assert line.hours / plan.hours < 0.2
+
+
+def test_a_spread_model_takes_more_gpus_for_as_long_and_less_of_each():
+    one, two = plan_large(), plan_large(model_gpus=2)
+    for single, spread in zip(one.lines, two.lines, strict=True):
+        memory = single.memory
+        assert spread.hours == pytest.approx(single.hours * (2 if memory else 1))
+        assert spread.memory == pytest.approx(memory / 2)
+    shared = plan_large(model_gpus=2, training_gpus=2)
+    found = {line.shown: line for line in shared.lines}
+    assert found["unlearn npo"] == {line.shown: line for line in plan_large(training_gpus=2).lines}["unlearn npo"]
+    assert found["unlearn rmu"] == {line.shown: line for line in two.lines}["unlearn rmu"]
 
 
 def test_a_checkpoint_and_adapters_take_the_disk_that_they_take():

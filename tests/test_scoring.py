@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from resurface.data.tables import read_domain_table, read_questions
 from resurface.errors import ResurfaceError
-from resurface.interventions import Adapter, Directions, Prepend, Read, Variant, write_variants
+from resurface.interventions import Adapter, Directions, Prepend, Read, Rewrite, Variant, write_variants
 from resurface.models import load_model
 from resurface.prompts import LETTERS, chat_messages, plain_prompt, render_chat
 from resurface.scoring.apply import change_model
-from resurface.scoring.language_model import ResurfaceLM, Row
+from resurface.scoring.language_model import ResurfaceLM, Row, answer_variants
 from resurface.scoring.score import (
     TASK_FOLDER,
     build_requests,
@@ -368,7 +368,7 @@ def test_a_shared_beginning_changes_nothing(tmp_path, tokenizer, window, count):
         return tuple(torch.randint(5, len(tokenizer), (length,), generator=generator).tolist())
 
     beginning = draw(20)
-    rows = [Row("task", beginning + draw(3 + i), 1, (7, 8), (2 * i, 2 * i + 1)) for i in range(count)]
+    rows = [Row("task", beginning + draw(3 + i), 1, (7, 8), (2 * i, 2 * i + 1), False) for i in range(count)]
     for variant in (Variant(variant="none"), Variant(variant="lens", read=Read(stream="block", block=1))):
         (found,) = model.answer(rows, [variant], disable_tqdm=True)
         for row in rows:
@@ -381,6 +381,52 @@ def test_a_shared_beginning_changes_nothing(tmp_path, tokenizer, window, count):
             for position, final in zip(row.requests, row.finals, strict=True):
                 expected = (logprobs[-2, row.tokens[-1]] + logprobs[-1, final]).item()
                 assert found[position][0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_prompts_that_variants_leave_alone_are_read_once(ours, here, tmp_path, monkeypatch):
+    task = load_tasks([TASK])[TASK]
+    task.build_all_requests(limit=6)
+    requests = list(task.instances)
+    prompts = list(dict.fromkeys(request.args[0] for request in requests))
+    rewritten = {"a": [0, 1], "b": [1, 4], "c": []}
+    rows = [(name, prompts[i], f"{name} {prompts[i]}") for name, places in rewritten.items() for i in places]
+    rows.append(("c", "another prompt", "c"))
+    table = pd.DataFrame(rows, columns=["variant", "prompt", "rewritten"])
+    table.to_parquet(tmp_path / "prompts.parquet", index=False, write_page_checksum=True)
+    torch.manual_seed(0)
+    save_file({"directions": torch.randn(6, 128)}, tmp_path / "d.safetensors")
+    changes = [Rewrite(file="prompts.parquet", name=name) for name in rewritten]
+    lens, directions = Read(stream="block", block=3), Directions(file="d.safetensors", blocks=[2])
+    variants = [
+        *(Variant(variant=f"v{change.name}", prompt=change) for change in changes),
+        *(Variant(variant=f"lens-{change.name}", prompt=change, read=lens) for change in changes[:2]),
+        *(Variant(variant=f"changed-{change.name}", prompt=change, model=directions) for change in changes[:2]),
+        Variant(variant="none"),
+    ]
+    monkeypatch.setattr(ours, "folder", tmp_path)
+    expected = {}
+    for variant in variants:
+        with change_model(ours.model, variant.model, tmp_path):
+            (answer,) = ours.answer(ours.plan_rows(requests, variant), [variant], disable_tqdm=True)
+        expected[variant.variant] = [answer[position][0] for position in range(len(requests))]
+    read = []
+    answer = ours.answer
+    monkeypatch.setattr(ours, "answer", lambda rows, *rest: read.append(len(rows)) or answer(rows, *rest))
+    for known in ({}, None):
+        found = answer_variants(ours, {"plain": requests}, variants, lambda line: None, known)
+        for (variant, _), values in found.items():
+            np.testing.assert_allclose([value for value, _ in values], expected[variant], rtol=0, atol=1e-4)
+        assert [variant for variant, _ in found] == [variant.variant for variant in passes(variants)]
+    # b: what it changes, and the first, which a had changed; c: the second, which both had; none: nothing new.
+    assert read == [6, 3, 1, 6, 6, 0] * 2
+
+
+def passes(variants):
+    """Variants in the order of their passes: by change of model and prompt."""
+    groups = {}
+    for variant in variants:
+        groups.setdefault((str(variant.model), variant.prompt), []).append(variant)
+    return [variant for members in groups.values() for variant in members]
 
 
 def test_a_diverged_model_is_named(here):

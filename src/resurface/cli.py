@@ -19,6 +19,7 @@ import typer
 
 from resurface.errors import ResurfaceError
 from resurface.gpu_faults import explain_gpu_fault
+from resurface.gpus import take_gpus
 from resurface.preemption import PREEMPTED, Preempted, describe_end, end_at_once, is_preemption
 from resurface.warm_start import prepare_imports
 
@@ -80,8 +81,9 @@ class Printable(logging.Formatter):
 def prepare(
     log_file: Annotated[Path | None, typer.Option("--log", help="Also write the log to this file.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads to compute with.")] = 1,
+    model_gpus: Annotated[int, typer.Option(min=1, help="GPUs over which each model's blocks are spread.")] = 1,
 ) -> None:
-    """Set up logging and the number of threads, before anything heavy is imported."""
+    """Set up logging, the number of threads and the GPUs of a job that needs several, before anything heavy is imported."""
     prepare_imports(threads)
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # else a full GPU is full of gaps
     if "torch" in sys.modules:  # imported by the server of warm starts, with one thread
@@ -100,6 +102,8 @@ def prepare(
     log.setLevel(logging.INFO)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     log.info("resurface %s", " ".join(sys.argv[1:]))
+    if model_gpus > 1:
+        take_gpus(model_gpus)
 
 
 def _read_settings(settings_class: type[Any], settings: str) -> Any:

@@ -123,6 +123,10 @@ class Experiment(Settings):
     training_gpus: PositiveInt = Field(
         1, description="GPUs that share a model out while all its weights are trained (FSDP2), as one job"
     )
+    model_gpus: PositiveInt = Field(
+        1,
+        description="GPUs over which a model's blocks are spread wherever it is not shared out so: scoring, attacks, RMU, LoRA",
+    )
     models: Models = Models()
     benchmarks: dict[Name, DistinctList[Task]] = Field(
         {"general": ["testbed_general"]},
@@ -149,6 +153,15 @@ class Experiment(Settings):
             raise ValueError(f"benchmarks.{shared[0]}: this is a domain's name; a domain's own questions need no entry")
         if not self.method_names:
             raise ValueError(f"methods: found none; allowed are {', '.join(METHODS)}")
+        return self
+
+    @model_validator(mode="after")
+    def check_gpus(self) -> "Experiment":
+        """A model is spread only over GPUs that are not named one by one."""
+        if self.model_gpus > 1 and self.device not in ("auto", "cuda"):
+            raise ValueError(
+                f"model_gpus: found {self.model_gpus}, but `device` is {self.device!r}; models are spread with `auto` or `cuda`"
+            )
         return self
 
     @model_validator(mode="after")

@@ -132,7 +132,8 @@ def find_additions(model: PreTrainedModel) -> list[Additions]:
             _follow(block.get_submodule(_part(model, block, names)), passed) for names in (ATTENTION, MLP)
         )
         given, output = passed[block]
-        summands = [tensor.float() for tensor in (given, passed[attention][1], passed[mlp][1])]
+        added = (passed[attention][1], passed[mlp][1])  # of a model over several GPUs these are on the block's own
+        summands = [tensor.to(output.device, torch.float32) for tensor in (given, *added)]
         apart = (output.float() - torch.stack(summands).sum(0)).norm()
         size = torch.stack(summands).norm()
         if apart > 4 * torch.finfo(output.dtype).eps * size:

@@ -83,6 +83,11 @@ def take_gpus(count: int = 1) -> list[str]:
     return taken
 
 
+def count_taken() -> int:
+    """How many GPUs this process, or the one that started it, took: those that it sees; 1 where none was taken."""
+    return len(os.environ[VISIBLE].split(",")) if _is_chosen() else 1
+
+
 def show_gpu(number: int) -> None:
     """Have this process see one GPU only, without locking it. It must be called before CUDA is used.
 

@@ -22,8 +22,9 @@ from resurface.artifacts import naming_unreadable, read_json_object
 from resurface.checkpoints import check_checkpoint
 from resurface.decoder import block_output, cap_logits, check_places, decoder_blocks
 from resurface.errors import ResurfaceError
-from resurface.gpus import show_gpu, take_gpus
+from resurface.gpus import count_taken, show_gpu, take_gpus
 from resurface.prompts import encode_letters
+from resurface.spreading import spread_blocks
 
 log = logging.getLogger("resurface")
 
@@ -99,7 +100,7 @@ def load_model(path: Path, device: torch.device, dtype: str = "auto") -> PreTrai
 
     Args:
         path: a checkpoint folder in Hugging Face's layout, weights in safetensors.
-        device: where to put it.
+        device: where to put it; a CUDA device is all GPUs that this job took, and the model's blocks are spread over them.
         dtype: `auto` is float32 on a CPU and bfloat16 on a GPU; else a torch dtype's name.
 
     Raises:
@@ -128,8 +129,12 @@ def load_model(path: Path, device: torch.device, dtype: str = "auto") -> PreTrai
             f"{path}: the weights do not fit the architecture in config.json ({model.config.model_type}): "
             f"{len(wrong)} tensors are missing or of another shape, first {wrong[0]}"
         )
-    model = model.to(device).eval()
-    check_places(model)
+    taken = count_taken() if device.type == "cuda" else 1
+    if taken > 1:
+        spread_blocks(model, [torch.device("cuda", number) for number in range(taken)])
+    else:
+        model.to(device)
+    check_places(model.eval())
     return model
 
 

@@ -91,6 +91,15 @@ def test_an_experiment_on_cuda_asks_for_gpus(project):
     assert "gpu" not in asked(planned, "data")[0]
 
 
+def test_a_model_that_is_spread_asks_for_as_many(project):
+    planned = plan(
+        project, "--workflow-profile", "slurm", "--printshellcmds", "--config", "device=cuda", "model_gpus=3"
+    )
+    for rule in ("unlearn", "attack", "score", "refusals", "perplexity"):
+        assert {resources["gpu"] for resources in asked(planned, rule)} == {"3"}
+        assert f"--model-gpus 3 {rule}" in planned
+
+
 class EmptyStorage(BaseHTTPRequestHandler):
     """An S3 without any bucket."""
 

@@ -37,6 +37,7 @@ rule attack:
     resources:
         device=experiment.device,
         gpu=GPUS,
+        model_gpus=experiment.model_gpus,
         mem_mb=growing(3000),
         runtime=growing(60),
     params:
@@ -46,6 +47,6 @@ rule attack:
         data=DATA,
         start=start_option,
     shell:
-        "resurface --log {log} --threads {threads} attack {wildcards.attack} --part {wildcards.part} "
+        "resurface --log {log} --threads {threads} --model-gpus {resources.model_gpus} attack {wildcards.attack} --part {wildcards.part} "
         "--model {input.model} --original {input.original} --data {params.data} {params.start} --output {output.folder} "
         "--settings {params.settings:q} --seed {wildcards.seed} --device {resources.device}"

@@ -58,11 +58,11 @@ except ResurfaceError as error:
 
 LOGS = "results/logs"
 
-# GPUs of each job that computes on the device; no more than the mention of this resource makes Kubernetes look for one, so with
+# GPUs of each job that loads a model; no more than the mention of this resource makes Kubernetes look for one, so with
 # `auto` only jobs of a machine with a GPU of its own have it.
 HAS_GPU = workflow.local_exec and DRIVER.exists()
 IS_ON_GPU = (experiment.device == "auto" and HAS_GPU) or "cuda" in experiment.device
-GPUS = 1 if IS_ON_GPU else None
+GPUS = experiment.model_gpus if IS_ON_GPU else None
 
 REFERENCES = reference_models(experiment)
 

@@ -74,7 +74,7 @@ rule pretrain:
     threads: 64  # Snakemake scales it down to the cores that there are
     resources:
         device=experiment.device,
-        gpu=GPUS,
+        gpu=1 if GPUS else None,
         mem_mb=growing(6000),
         runtime=growing(1440),
     params:
@@ -100,6 +100,7 @@ rule teach:
     resources:
         device=experiment.device,
         gpu=GPUS,
+        model_gpus=experiment.model_gpus,
         mem_mb=growing(6000),
         runtime=growing(240),
     params:
@@ -107,7 +108,7 @@ rule teach:
         source=job_source("teach"),
         domains=json.dumps(experiment.domains),
     shell:
-        "resurface --log {log} --threads {threads} teach --model {input.model} --domains {params.domains:q} "
+        "resurface --log {log} --threads {threads} --model-gpus {resources.model_gpus} teach --model {input.model} --domains {params.domains:q} "
         "--output {output.folder} --settings {params.settings:q} --device {resources.device}"
 
 

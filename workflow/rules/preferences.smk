@@ -27,6 +27,7 @@ rule write_preferences:
     resources:
         device=experiment.device,
         gpu=GPUS if WRITER else None,
+        model_gpus=experiment.model_gpus if WRITER else 1,
         mem_mb=growing(3000),
         runtime=growing(1440),
     params:
@@ -36,6 +37,7 @@ rule write_preferences:
         subject=lambda wildcards: PUBLIC_DOMAINS[wildcards.domain],
         writer=" ".join(f"--model {folder}" for folder in WRITER),
     shell:
-        "resurface --log {log} write-preferences --forget-corpus {input.forget_corpus} --benign-corpus {input.benign_corpus} "
+        "resurface --log {log} --model-gpus {resources.model_gpus} write-preferences "
+        "--forget-corpus {input.forget_corpus} --benign-corpus {input.benign_corpus} "
         "--benign-questions {input.benign_questions} --general-pairs {input.general_pairs} --subject {params.subject:q} "
         "--output {output.preferences} --settings {params.settings:q} {params.writer} --device {resources.device}"

@@ -90,6 +90,7 @@ rule score:
     resources:
         device=experiment.device,
         gpu=GPUS,
+        model_gpus=experiment.model_gpus,
         mem_mb=growing(3000),
         runtime=growing(30),
     params:
@@ -102,7 +103,7 @@ rule score:
         benchmarks=benchmarks,
         identity=identity,
     shell:
-        "resurface --log {log} --threads {threads} score --model {input.model} {params.interventions} {params.transfers} {params.tables} "
+        "resurface --log {log} --threads {threads} --model-gpus {resources.model_gpus} score --model {input.model} {params.interventions} {params.transfers} {params.tables} "
         "--benchmarks {params.benchmarks:q} --identity {params.identity:q} --settings {params.settings:q} "
         "--output {output.table} --device {resources.device}"
 
@@ -121,6 +122,7 @@ rule refusals:
     resources:
         device=experiment.device,
         gpu=GPUS,
+        model_gpus=experiment.model_gpus,
         mem_mb=growing(3000),
         runtime=growing(30),
     params:
@@ -132,7 +134,7 @@ rule refusals:
         benchmarks=benchmarks,
         identity=identity,
     shell:
-        "resurface --log {log} --threads {threads} refusals --model {input.model} {params.tables} "
+        "resurface --log {log} --threads {threads} --model-gpus {resources.model_gpus} refusals --model {input.model} {params.tables} "
         "--benchmarks {params.benchmarks:q} --identity {params.identity:q} --settings {params.settings:q} "
         "--templates {params.templates:q} --output {output.table} --device {resources.device}"
 
@@ -157,6 +159,7 @@ rule perplexity:
     resources:
         device=experiment.device,
         gpu=GPUS,
+        model_gpus=experiment.model_gpus,
         mem_mb=growing(3000),
         runtime=growing(30),
     params:
@@ -169,7 +172,7 @@ rule perplexity:
         tasks=lambda wildcards: json.dumps(domain_tasks(wildcards.domain)),
         identity=identity,
     shell:
-        "resurface --log {log} --threads {threads} perplexity --model {input.model} --original {input.original} "
+        "resurface --log {log} --threads {threads} --model-gpus {resources.model_gpus} perplexity --model {input.model} --original {input.original} "
         "{params.interventions} {params.tables} --tasks {params.tasks:q} --identity {params.identity:q} "
         "--settings {params.settings:q} --templates {params.templates:q} --output {output.table} "
         "--device {resources.device}"

@@ -6,6 +6,16 @@ def training_gpus(wildcards):
     return experiment.training_gpus if METHODS[wildcards.method].is_sharded else 1
 
 
+def model_gpus(wildcards):
+    """Over how many GPUs its blocks are spread instead."""
+    return experiment.model_gpus if training_gpus(wildcards) == 1 else 1
+
+
+def unlearning_gpus(wildcards):
+    """How many GPUs that is."""
+    return max(training_gpus(wildcards), model_gpus(wildcards))
+
+
 rule unlearn:
     input:
         tables=domain_tables,
@@ -22,8 +32,9 @@ rule unlearn:
     cache: True
     resources:
         device=experiment.device,
-        gpu=training_gpus if GPUS else None,
+        gpu=unlearning_gpus if GPUS else None,
         training_gpus=training_gpus,
+        model_gpus=model_gpus,
         mem_mb=growing(3000),
         runtime=growing(60),
     params:
@@ -32,6 +43,6 @@ rule unlearn:
         wildcards=list_wildcards,
         data=DATA,
     shell:
-        "resurface --log {log} --threads {threads} unlearn {wildcards.method} --model {input.model} "
-        "--data {params.data} --output {output.folder} --settings {params.settings:q} --seed {wildcards.seed} "
+        "resurface --log {log} --threads {threads} --model-gpus {resources.model_gpus} unlearn {wildcards.method} "
+        "--model {input.model} --data {params.data} --output {output.folder} --settings {params.settings:q} --seed {wildcards.seed} "
         "--device {resources.device} --gpus {resources.training_gpus}"

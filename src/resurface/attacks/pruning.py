@@ -81,7 +81,7 @@ def gradient_scores(model: PreTrainedModel, layers: list[str], samples: list[Sam
 def activation_scores(model: PreTrainedModel, layers: list[str], samples: list[Sample]) -> Scores:
     """|W_ij| · ‖X_j‖₂ of all layers, from one forward pass a sample."""
     modules = {name: model.get_submodule(name) for name in layers}
-    sums = {name: torch.zeros(module.weight.shape[1], device=model.device) for name, module in modules.items()}
+    sums = {name: torch.zeros_like(module.weight[0], dtype=torch.float32) for name, module in modules.items()}
     seen: Scores = {}
     handles = [
         module.register_forward_pre_hook(lambda _module, inputs, name=name: seen.__setitem__(name, inputs[0][0]))

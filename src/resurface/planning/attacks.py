@@ -33,6 +33,7 @@ class Left:
         transferred: variants that are scored on the other models too.
         longer: tokens by which a prompt grows.
         held: bytes that applying a variant takes on the device.
+        rewrites: whether they change the domain's own questions only, so that the general ones are read once.
     """
 
     variants: int
@@ -40,6 +41,7 @@ class Left:
     transferred: int = 0
     longer: float = 0.0
     held: float = 0.0
+    rewrites: bool = False
 
 
 def none(settings: Settings, facts: Facts, domain: str, part: str) -> tuple[Work, Left]:
@@ -128,7 +130,7 @@ def perturbation(settings: PerturbationSettings, facts: Facts, domain: str, part
         loaded=4 * facts.shape.parameters if informed else 0,
         interventions=(informed + naive) * data.questions * data.prompt,
     )
-    return work, Left(informed + naive, transferred=informed, longer=data.prompt / 2)
+    return work, Left(informed + naive, transferred=informed, longer=data.prompt / 2, rewrites=True)
 
 
 def random_prefix(settings: RandomPrefixSettings, facts: Facts, domain: str, part: str) -> tuple[Work, Left]:

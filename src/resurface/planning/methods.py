@@ -36,7 +36,7 @@ def npo(settings: NPOSettings, facts: Facts, domain: str) -> Work:
     steps = count_steps(settings, data.forget_pairs)
     row = min(settings.length, data.prompt + ANSWER_TOKENS + CHAT_TOKENS / 2)
     seen = min(data.forget_pairs, steps * settings.batch_size)
-    return train_whole(settings, facts, steps, row, samples=2, reference_rows=seen)
+    return train_whole(settings, facts, steps, row, samples=2, reference_rows=seen, gpus=_sharing_gpus(settings, facts))
 
 
 def dpo(settings: DPOSettings, facts: Facts, domain: str) -> Work:
@@ -46,7 +46,8 @@ def dpo(settings: DPOSettings, facts: Facts, domain: str) -> Work:
     steps = count_steps(settings, round(pairs * (1 - settings.held_out)))
     row = min(settings.length, data.prompt + ANSWER_TOKENS + CHAT_TOKENS / 2)
     seen = min(pairs, steps * settings.batch_size)
-    return train_whole(settings, facts, steps, row, samples=2, reference_rows=2 * seen)
+    gpus = _sharing_gpus(settings, facts)
+    return train_whole(settings, facts, steps, row, samples=2, reference_rows=2 * seen, gpus=gpus)
 
 
 def count_steps(settings: TrainingSettings, samples: int) -> int:
@@ -54,8 +55,19 @@ def count_steps(settings: TrainingSettings, samples: int) -> int:
     return settings.max_steps or max(1, math.ceil(samples / settings.batch_size * settings.epochs))
 
 
+def _sharing_gpus(settings: TrainingSettings, facts: Facts) -> int:
+    """How many GPUs share a model out that is trained as a whole."""
+    return 1 if settings.adapter == "lora" else facts.experiment.training_gpus
+
+
 def train_whole(
-    settings: TrainingSettings, facts: Facts, steps: int, row: float, samples: int, reference_rows: float
+    settings: TrainingSettings,
+    facts: Facts,
+    steps: int,
+    row: float,
+    samples: int,
+    reference_rows: float,
+    gpus: int = 1,
 ) -> Work:
     """Training of the whole model, or of some blocks of it.
 
@@ -66,6 +78,7 @@ def train_whole(
         row: tokens of a row.
         samples: rows of each sample.
         reference_rows: rows that are read once before.
+        gpus: that share the model out.
     """
     shape = facts.shape
     blocks = shape.blocks if settings.trained_blocks is None else len(settings.trained_blocks)
@@ -84,7 +97,7 @@ def train_whole(
     kept = at_once * samples * row * (activation_bytes(shape, facts.is_gpu) * shape.blocks + 8 * shape.vocabulary)
     if is_computed_twice:
         kept = at_once * samples * row * (4 * shape.hidden * shape.blocks + 8 * shape.vocabulary)
-    return _training(settings, facts, passes, steps, weights, kept)
+    return _training(settings, facts, passes, steps, weights, kept, gpus)
 
 
 def _training(
@@ -94,6 +107,7 @@ def _training(
     steps: int,
     weights: float,
     kept: float,
+    gpus: int = 1,
 ) -> Work:
     """What all trainings share: the optimizer, its memory, the checkpoint and what an interrupted run goes on from.
 
@@ -104,13 +118,13 @@ def _training(
         steps: optimizer steps.
         weights: that are trained, if not by an adapter.
         kept: bytes of activations for the way back.
+        gpus: that share the model out.
     """
     shape = facts.shape
     size = DTYPE_BYTES[settings.dtype]
     saved = DTYPE_BYTES[settings.saved_dtype]
-    gpus = facts.experiment.training_gpus
     if settings.adapter == "lora":
-        weights, gpus = shape.adapter_weights(settings.lora_rank), 1
+        weights = shape.adapter_weights(settings.lora_rank)
     moments = {"adafactor": 0, "adamw_8bit": 2, "paged_adamw_8bit": 2}.get(settings.optimizer, 2 * size)
     state = weights * moments + (weights if settings.adapter == "lora" else shape.parameters) * size
     return Work(

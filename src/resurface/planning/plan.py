@@ -89,7 +89,12 @@ def make_plan(experiment: Experiment, shape: Shape, machine: Machine) -> Plan:
         work, shown = job_work(facts, output, rule, name)
         grouped.setdefault((rule, shown), []).append(work)
     lines = [
-        Line(rule, name, works, sum(work_seconds(work, shape, machine) * work.gpus for work in works) / 3600)
+        Line(
+            rule,
+            name,
+            works,
+            sum(work_seconds(work, shape, machine) * work.gpus * work.spread for work in works) / 3600,
+        )
         for (rule, name), works in grouped.items()
     ]
     return Plan(lines, machine, shape, _list_notes(facts, lines, machine))

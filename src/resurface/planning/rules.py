@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from resurface.planning import attacks, methods
 from resurface.planning.attacks import CHARACTERS, GENERATING, Left
@@ -18,6 +19,15 @@ ASKING_TOKENS = 250  # of the instructions in a request
 
 def job_work(facts: Facts, output: str, rule: str, name: str | None) -> tuple[Work, str | None]:
     """What a job of `all_jobs` does, and which method or attack it is about."""
+    work, shown = _single_work(facts, output, rule, name)
+    if facts.is_gpu and work.memory and work.gpus == 1 and rule != "pretrain":
+        spread = facts.experiment.model_gpus
+        work = replace(work, spread=spread, memory=work.memory / spread)
+    return work, shown
+
+
+def _single_work(facts: Facts, output: str, rule: str, name: str | None) -> tuple[Work, str | None]:
+    """What a job does if no model is spread over GPUs."""
     parts = output.removesuffix(".parquet").split("/")[2:]
     if rule == "unlearn" and name is not None:
         function = getattr(methods, name, None)
@@ -55,20 +65,21 @@ def _score(facts: Facts, domain: str, method: str, attack: str) -> Work:
     is_attacked = method != "original" or attack == "none"
     counts = [one.variants * is_attacked + one.transferred * others for one in left]
     passes = sum(count / one.reads for count, one in zip(counts, left, strict=True))
+    general_passes = min(1, passes) if left and all(one.rewrites for one in left) else passes
     longer = max((one.longer for one in left), default=0)
     benchmarks = facts.benchmarks(domain)
     questions = sum(count for count, _ in benchmarks) * len(experiment.scoring.templates)
-    tokens = sum(
-        count * (prompt + longer + CHAT_TOKENS * (template == "chat"))
+    own, *general = (
+        sum(count * (prompt + longer + CHAT_TOKENS * (template == "chat")) for template in experiment.scoring.templates)
         for count, prompt in benchmarks
-        for template in experiment.scoring.templates
     )
+    tokens = passes * own + general_passes * sum(general)
     batch = experiment.scoring.batch_tokens
     held = max((one.held for one in left), default=0)
     at_once = batch * (8 * shape.hidden + 3 * shape.intermediate) * weight_bytes(facts.is_gpu)
     head = 4 * shape.vocabulary * shape.hidden
     return Work(
-        passes=[Pass(passes * tokens, passes * math.ceil(tokens / batch))],
+        passes=[Pass(tokens, math.ceil(tokens / batch))],
         rows=REQUEST_ROWS * questions,
         memory=shape.parameters * weight_bytes(facts.is_gpu) + held + at_once + head,
         loaded=2 * shape.parameters,

@@ -8,6 +8,8 @@ from resurface.artifacts import read_json_object
 from resurface.checkpoints import BUNDLED
 from resurface.config import Experiment
 from resurface.errors import ResurfaceError
+from resurface.reproducibility.jobs import MODELS
+from resurface.reproducibility.record import record_path
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,12 @@ def read_shape(path: Path) -> Shape:
     )
 
 
+def _is_made_from(folder: Path, source: str) -> bool:
+    """Whether a model in the results comes from a source, as its record says; they may be another experiment's."""
+    record = record_path(folder)
+    return record.is_file() and source in read_json_object(record).get("command", [])
+
+
 def find_shape(experiment: Experiment, named: str | None = None) -> Shape:
     """The shape of an experiment's models, from what is on this machine.
 
@@ -125,8 +133,9 @@ def find_shape(experiment: Experiment, named: str | None = None) -> Shape:
             made.vocabulary, made.hidden, made.intermediate, made.blocks, made.hidden, made.key_value_heads * head
         )
     places = [Path(source), Path(source) / "config.json"]
-    if named is None:
-        places.append(Path("results/models/original/config.json"))
+    taken_over = Path(MODELS.format(model="original"))
+    if named is None and _is_made_from(taken_over, source):
+        places.append(taken_over / "config.json")
     for place in places:
         if place.is_file():
             return read_shape(place)

@@ -49,7 +49,8 @@ class Work:
         downloaded: bytes that it downloads into a cache.
         changing: variants that it leaves that change weights.
         tokens: API tokens, read and written.
-        gpus: how many it computes on; it has as many CPU cores otherwise.
+        gpus: how many share the work out; it has as many CPU cores otherwise.
+        spread: over how many GPUs its models' blocks are spread, of which one computes at a time.
         is_known: whether anything is known of its cost.
     """
 
@@ -66,6 +67,7 @@ class Work:
     changing: int = 0
     tokens: float = 0.0
     gpus: int = 1
+    spread: int = 1
     is_known: bool = True
 
     @property

@@ -177,8 +177,7 @@ def _remove_directions(model: PreTrainedModel, part: Directions, folder: Path) -
         raise ResurfaceError(f"{path}: found directions {found}; needed are numbers of shape {needed}")
 
     def orthogonalize(block: int) -> Any:
-        reference = next(blocks[block].parameters())
-        unit = directions[block].to(reference.device, torch.float32)
+        unit = directions[block].to(model.device, torch.float32)
         unit = unit / unit.norm().clamp(min=1e-12)
 
         def hook(_module: Any, _inputs: Any, output: Any) -> Any:
@@ -319,7 +318,7 @@ def record_streams(model: PreTrainedModel, reads: list[Read]) -> Iterator[dict[R
 
     def keep_stream(read: Read) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            hidden = block_output(output)
+            hidden = block_output(output).to(model.device)
             streams[read] = inputs.pop(read.block) + hidden if read.stream == "middle" else hidden
 
         if read.stream == "block":

@@ -7,6 +7,7 @@ model, and replaces how requests are computed:
 - what all rows of a task begin with (chat template, prefix, header) is computed once, and its keys and values are shared;
 - rows are sorted by length and right-padded, which a causal model needs no mask for, and only the few positions that
   decide an answer are unembedded;
+- prompts that a variant leaves alone are not read again;
 - one pass may be read in several places at once (every stream and block of the logit lens).
 """
 
@@ -41,6 +42,7 @@ from resurface.prompts import chat_messages, render_chat
 from resurface.scoring.apply import change_model, prompt_changer, record_streams
 
 LogLikelihood = tuple[float, bool]
+Known = dict[tuple[str, Read | None], dict[int, LogLikelihood]]  # by name of a list and place to read, by position
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Row:
         shared: how many of the continuation's tokens are among them.
         finals: the last token of each request.
         requests: the position of each request in the list that was asked.
+        is_changed: whether the variant's change of the prompt changed this one.
     """
 
     task: str
@@ -60,6 +63,7 @@ class Row:
     shared: int
     finals: tuple[int, ...]
     requests: tuple[int, ...]
+    is_changed: bool
 
 
 @register_model("resurface")
@@ -125,7 +129,8 @@ class ResurfaceLM(HFLM):
         """Answer the harness under this model's variant: (log-probability in nats, is it the greedy choice)."""
         with change_model(self.model, self.variant.model, self.folder):
             rows = self.plan_rows(requests, self.variant)
-            return self.answer(rows, [self.variant], disable_tqdm)[0]
+            answer = self.answer(rows, [self.variant], disable_tqdm)[0]
+            return [answer[position] for position in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Refused."""
@@ -180,12 +185,14 @@ class ResurfaceLM(HFLM):
         self._encoded = {}
         for ((task, _), tokens, shared), group in groupby(encoded, key=lambda row: row[:3]):
             members = list(group)
-            rows.append(Row(task, tokens, shared, tuple(row[3] for row in members), tuple(row[4] for row in members)))
+            finals, positions = tuple(row[3] for row in members), tuple(row[4] for row in members)
+            is_changed = any(pairs[position][0] != requests[position].args[0] for position in positions)
+            rows.append(Row(task, tokens, shared, finals, positions, is_changed))
         return rows
 
     def answer(
         self, rows: Sequence[Row], variants: Sequence[Variant], disable_tqdm: bool = False
-    ) -> list[list[LogLikelihood]]:
+    ) -> list[dict[int, LogLikelihood]]:
         """Answer requests for several variants from one pass over the model as it is now.
 
         Args:
@@ -194,15 +201,14 @@ class ResurfaceLM(HFLM):
             disable_tqdm: show no progress bar.
 
         Returns:
-            for each variant, for each request: log-probability of the continuation [nats, float32 precision], and
+            for each variant, by the position of a request: log-probability of the continuation [nats, float32 precision], and
             whether each of its tokens is the most probable one.
 
         Raises:
             ResurfaceError: a log-probability is not finite: the model, or what a variant makes of it, has diverged.
         """
         assert len({variant.prompt for variant in variants}) == 1, "variants of one pass share their prompt"
-        count = sum(len(row.requests) for row in rows)
-        answers: list[list[LogLikelihood]] = [[(0.0, False)] * count for _ in variants]
+        answers: list[dict[int, LogLikelihood]] = [{} for _ in variants]
         reads = [variant.read for variant in variants if variant.read is not None]
         head = widen(self.model.get_output_embeddings())
         with (
@@ -234,9 +240,9 @@ class ResurfaceLM(HFLM):
             self._check_finite(variant, answer)
         return answers
 
-    def _check_finite(self, variant: Variant, answer: Sequence[LogLikelihood]) -> None:
+    def _check_finite(self, variant: Variant, answer: dict[int, LogLikelihood]) -> None:
         """Raise a `ResurfaceError` if an answer is no number: its question would count as answered with the first choice."""
-        wrong = [value for value, _ in answer if not math.isfinite(value)]
+        wrong = [value for value, _ in answer.values() if not math.isfinite(value)]
         if wrong:
             raise ResurfaceError(
                 f"{self.checkpoint}: under the variant {variant.variant!r} of {self.folder}, {len(wrong)} of {len(answer)} "
@@ -251,9 +257,9 @@ class ResurfaceLM(HFLM):
         start: int,
         read: Read | None,
         head: torch.nn.Module,
-        answer: list[LogLikelihood],
+        answer: dict[int, LogLikelihood],
     ) -> None:
-        """Unembed the positions that decide each row's answers and write them to their places in `answer`.
+        """Unembed the positions that decide each row's answers and write them to `answer`.
 
         `hidden` `[rows, seq, hidden]` holds the rows' tokens from place `start` on.
         """
@@ -304,20 +310,24 @@ def answer_variants(
     request_lists: dict[str, list[Instance]],
     variants: list[Variant],
     report: Callable[[str], Any],
+    known: Known | None = None,
 ) -> dict[tuple[str, str], list[LogLikelihood]]:
     """Answer lists of requests under every variant of an attack, with the model loaded once.
 
-    Variants that change the model and the prompt in the same way share their passes.
+    Variants that change the model and the prompt in the same way share their passes. Prompts that a variant leaves alone are read
+    once by the model as it is: of all that rewrite a domain's questions, the general ones are answered once.
 
     Args:
         model: the model class, with `folder` the attack's folder.
         request_lists: name (a template) → requests.
         variants: what to apply.
         report: called with a line before each pass.
+        known: what the model as it is has answered to these very lists before; what it answers now goes there too.
 
     Returns:
         (variant's name, name of the list) → one answer per request.
     """
+    known = {} if known is None else known
     answers: dict[tuple[str, str], list[LogLikelihood]] = {}
     rows: dict[tuple[str, Prepend | Rewrite | None], list[Row]] = {}
     passes: dict[tuple[str | None, Prepend | Rewrite | None], list[Variant]] = {}
@@ -331,6 +341,18 @@ def answer_variants(
                 prompt = members[0].prompt
                 if (name, prompt) not in rows:
                     rows[name, prompt] = model.plan_rows(requests, members[0])
-                for variant, answer in zip(members, model.answer(rows[name, prompt], members), strict=True):
-                    answers[variant.variant, name] = answer
+                planned = rows[name, prompt]
+                before = [
+                    known.setdefault((name, variant.read), {}) if members[0].model is None else {}
+                    for variant in members
+                ]
+                unread = [
+                    row
+                    for row in planned
+                    if row.is_changed or not all(row.requests[0] in answered for answered in before)
+                ]
+                for variant, answered, answer in zip(members, before, model.answer(unread, members), strict=True):
+                    found = answered | answer
+                    answers[variant.variant, name] = [found[position] for position in range(len(requests))]
+                    answered |= {place: answer[place] for row in unread if not row.is_changed for place in row.requests}
     return answers

@@ -22,7 +22,7 @@ from resurface.artifacts import check_folder, write_table
 from resurface.data.tables import SPLITS, draw_split, hash_question
 from resurface.errors import ResurfaceError
 from resurface.interventions import read_variants
-from resurface.scoring.language_model import LogLikelihood, ResurfaceLM, answer_variants
+from resurface.scoring.language_model import Known, LogLikelihood, ResurfaceLM, answer_variants
 
 # The harness compiles a task's templates anew for every question: more work than answering it takes so small a model.
 lm_eval.utils.env.from_string = cache(lm_eval.utils.env.from_string)  # type: ignore[method-assign]
@@ -245,10 +245,11 @@ def score(
         check_requests(questions, requests[template])
 
     rows: list[dict[str, Any]] = []
+    known: Known = {}
     for name, folder in attack_folders:
         model.folder = check_folder(folder)
         variants = [variant for variant in read_variants(folder) if not (name and variant.blind)]
-        answers = answer_variants(model, requests, variants, report)
+        answers = answer_variants(model, requests, variants, report, known)
         for (variant, form), values in answers.items():
             rows += [
                 {**identity, "variant": f"{name}{variant}", "template": form, **row}
