@@ -44,7 +44,7 @@ def resurface(*arguments, cwd=None):
             """score --model m --benchmarks {} --identity {"domain":"d"} --interventions i --output x""".split(),
             ["--identity: the key 'method' is missing", "domain, method, seed, attack"],
         ),
-        (["show", "nowhere.parquet"], ["nowhere.parquet: no such file"]),
+        (["show", "nowhere"], ["nowhere/verdicts.parquet: no such file"]),
         (["data", "alchemy", "--output", "x"], ["'alchemy'", "xenotoxicology, runecraft"]),
         (["pretrain", "both", "--output", "x"], ["'both'", "never_learned"]),
         (["source", "wmdp_alchemy", "--output", "x"], ["'wmdp_alchemy'", "wmdp_bio, wmdp_chem"]),

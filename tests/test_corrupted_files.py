@@ -22,8 +22,11 @@ import torch
 from conftest import CHECKPOINTS
 from safetensors.torch import load_file, save_file
 
+from resurface.analysis.answers import select_answers
 from resurface.analysis.summary import read_scores, summarize
 from resurface.analysis.tables import PERPLEXITY_KINDS, REFUSAL_KINDS, read_results
+from resurface.analysis.verdict import gather_evidence
+from resurface.analysis.verdict import judge as judge_evidence
 from resurface.analysis.worst_case import find_worst_case
 from resurface.artifacts import check_folder, hash_folder, hashes_path, read_table, write_table
 from resurface.attacks.pruning import SCHEMA
@@ -238,6 +241,10 @@ def shared(tmp_path_factory):
     summary = summarize(table, SummarySettings(resamples=50))
     write_table(summary, folder / "summary.parquet")
     write_table(find_worst_case(table, summary, SummarySettings(resamples=50)), folder / "worst_case.parquet")
+    evidence = gather_evidence(table, summary, SummarySettings(resamples=50))
+    write_table(evidence, folder / "evidence.parquet")
+    write_table(judge_evidence(evidence, SummarySettings()), folder / "verdicts.parquet")
+    write_table(select_answers(table, summary), folder / "answers.parquet")
     seed = pd.array([0] * 3, dtype="Int64")
     model_columns = {"domain": "runecraft", "method": "npo", "seed": seed}
     write_table(
@@ -669,10 +676,11 @@ def test_score_tables_through_the_command(shared, tmp_path, monkeypatch):
     judge(path, damaged, read, whole, lambda damage: damage.startswith(unneeded))
 
 
-def test_a_summary_of_other_scores(shared, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", ["worst-case", "weigh", "select-answers"])
+def test_a_summary_of_other_scores(shared, tmp_path, monkeypatch, command):
     folder, _ = shared
     summary = tmp_path / "summary.parquet"
-    output = tmp_path / "output" / "worst_case.parquet"
+    output = tmp_path / "output" / "table.parquet"
     output.parent.mkdir()
     scores = sorted((folder / "scores").iterdir())
     for what, change in {
@@ -681,19 +689,21 @@ def test_a_summary_of_other_scores(shared, tmp_path, monkeypatch):
         "no validation": lambda table: table[table["split"] == "test"],
         "no test": lambda table: table[table["split"] == "validation"],
     }.items():
+        if what == "no validation" and command != "worst-case":
+            continue  # what was selected is marked on test questions too
         write_table(change(pd.read_parquet(folder / "summary.parquet")), summary)
-        message = run_command(monkeypatch, "worst-case", *scores, "--summary", summary, "--output", output)
+        message = run_command(monkeypatch, command, *scores, "--summary", summary, "--output", output)
         assert message is not None, what
         assert message.startswith(f"error: {summary}: "), message
         assert list(output.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["summary", "worst_case", "refusals", "perplexity"])
+@pytest.mark.parametrize("name", ["summary", "worst_case", "evidence", "verdicts", "answers", "refusals", "perplexity"])
 def test_tables_of_the_report(shared, tmp_path, name):
     from rich.console import Console
 
-    from resurface.analysis.tables import SUMMARY_KINDS, WORST_CASE_KINDS
-    from resurface.analysis.terminal import terminal_table
+    from resurface.analysis.tables import ANSWER_KINDS, EVIDENCE_KINDS, SUMMARY_KINDS, VERDICT_KINDS, WORST_CASE_KINDS
+    from resurface.analysis.terminal import terminal_table, terminal_verdicts
 
     folder, _ = shared
     path = tmp_path / "place" / "tables" / f"{name}.parquet"
@@ -702,6 +712,9 @@ def test_tables_of_the_report(shared, tmp_path, name):
     kinds = {
         "summary": SUMMARY_KINDS,
         "worst_case": WORST_CASE_KINDS,
+        "evidence": EVIDENCE_KINDS,
+        "verdicts": VERDICT_KINDS,
+        "answers": ANSWER_KINDS,
         "refusals": REFUSAL_KINDS,
         "perplexity": PERPLEXITY_KINDS,
     }[name]
@@ -711,9 +724,23 @@ def test_tables_of_the_report(shared, tmp_path, name):
         if name == "summary":
             with Console(file=Path("/dev/null").open("w")) as console:
                 console.print(terminal_table(table))
+        if name == "verdicts":
+            with Console(file=Path("/dev/null").open("w")) as console:
+                console.print(terminal_verdicts(table))
         return table
 
-    optional = ("recovery", "excess", "control_accuracy", "p_value", "seed", "task")
+    optional = (
+        "recovery",
+        "excess",
+        "gain",
+        "control_accuracy",
+        "unattacked_accuracy",
+        "p_value",
+        "p_adjusted",
+        "seed",
+        "task",
+    )
+    optional += ("attack",) if name == "verdicts" else ()  # a verdict may rest on none
     judge(
         path,
         table_damages(path, 40),

@@ -1,3 +1,4 @@
+import html
 import io
 import re
 from pathlib import Path
@@ -21,11 +22,18 @@ from resurface.analysis.figures import (
     write_figures,
 )
 from resurface.analysis.findings import Findings, read_findings
-from resurface.analysis.report import write_report
+from resurface.analysis.report import Tables, write_report
 from resurface.analysis.searches import search_losses
 from resurface.analysis.sparsity import pruning_sparsity
 from resurface.analysis.terminal import terminal_table
 from resurface.analysis.tradeoff import tradeoff
+from resurface.analysis.verdict import (
+    EVIDENCE_COLUMNS,
+    INCONCLUSIVE,
+    NOT_RESURFACED,
+    RESURFACES,
+    VERDICT_COLUMNS,
+)
 
 HOSTILE = "<script>alert(1)</script>"
 ACCURACY = {"original": 0.98, "never_learned": 0.28, "npo": 0.12, HOSTILE: 0.30}
@@ -174,6 +182,40 @@ def make_worst_case() -> pd.DataFrame:
     )
 
 
+def make_evidence() -> pd.DataFrame:
+    """NPO resurfaces under finetuning; the lens has no control, and nothing is known of a third attack's gain."""
+    row = {"domain": "runecraft", "method": "npo", "seeds": 2, "facts": 100, "accuracy": 0.8}
+    known = {
+        "excess": 0.45,
+        "excess_ci_low": 0.35,
+        "excess_ci_high": 0.55,
+        "excess_most": 0.58,
+        "excess_p_adjusted": 1e-9,
+    }
+    known |= {
+        "control_accuracy": 0.35,
+        "excess_p_value": 1e-10,
+        "excess_min": 0.4,
+        "excess_max": 0.5,
+        "excess_detectable": 0.1,
+    }
+    gain = {key.replace("excess", "gain"): value for key, value in known.items() if "excess" in key}
+    gain |= {"unattacked_accuracy": 0.3, "gain_p_adjusted": 0.0421}
+    rows = [{**row, **known, **gain, "attack": "finetuning"}, {**row, "attack": "logit_lens"}]
+    return pd.DataFrame(rows).reindex(columns=EVIDENCE_COLUMNS)
+
+
+def make_verdicts(reason: str = "80 % against 35 %.") -> pd.DataFrame:
+    row = {"domain": "runecraft", "method": "npo", "attack": "finetuning", "reason": reason, "settled_by": ""}
+    return pd.DataFrame(
+        [
+            {**row, "verdict": RESURFACES},
+            {**row, "method": "rmu", "verdict": INCONCLUSIVE, "settled_by": "about 900 facts instead of 480"},
+            {**row, "method": "dpo", "verdict": NOT_RESURFACED},
+        ]
+    )[VERDICT_COLUMNS]
+
+
 def render(
     summary: pd.DataFrame,
     output: Path,
@@ -182,8 +224,29 @@ def render(
     findings: Findings | None = None,
 ) -> str:
     found = findings or read_findings(None, summary)
-    write_report(summary, make_worst_case(), refusals, perplexity, found, EXPERIMENT, output)
+    tables = Tables(summary, make_worst_case(), make_evidence(), make_verdicts(HOSTILE), found, refusals, perplexity)
+    write_report(tables, EXPERIMENT, output)
     return output.read_text(encoding="utf-8").replace("\u00a0", " ")
+
+
+def test_verdicts_come_first_with_what_would_settle_them(page):
+    assert page.index('id="verdicts"') < page.index("Models and attacks")
+    cards = re.findall(r'<li class="verdict (\w+)">\s*<h4>(.*?)</h4>\s*<p class="word">(.*?)</p>', page)
+    assert cards == [
+        ("found", "NPO", "resurfaces"),
+        ("open", "RMU", "inconclusive"),
+        ("clear", "DPO", "not resurfaced by these attacks"),
+    ]
+    assert page.count("What would settle it: about 900 facts instead of 480.") == 1
+    assert page.count(f"<p>{html.escape(HOSTILE)}</p>") == 3
+
+
+def test_the_evidence_is_shown_attack_by_attack(page):
+    rows = page[page.index("The evidence") :]
+    cells = re.findall(r"<td>(.*?)</td>", rows[: rows.index("</table>")])
+    excess, gain = ["45 points [35–55]", "&lt; 0.001"], ["45 points [35–55]", "0.042"]
+    assert cells[:9] == ["finetuning", "80 %", "35 %", *excess, *gain, "58 points", "10 points"]
+    assert cells[9:] == ["logit lens", "80 %", *["–"] * 7]
 
 
 def test_the_worst_case_is_a_mean_over_seeds(page):
@@ -206,7 +269,7 @@ def test_nothing_is_loaded(page: str) -> None:
 
 
 def test_hostile_text_stays_text(page: str) -> None:
-    assert "<script" not in page.lower()
+    assert page.lower().count("<script") == 1, "the page's own"
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 5
     assert "note: &lt;script&gt;" in page
 
@@ -227,7 +290,7 @@ def test_same_input_same_bytes(page: str, tmp_path: Path) -> None:
 
 def test_accessible_tables(page: str) -> None:
     assert '<html lang="en">' in page
-    assert page.count("<table") == page.count("<caption>") == 6
+    assert page.count("<table") == page.count("<caption>") == 7
     assert all("scope=" in header for header in re.findall(r"<th\b[^>]*>", page))
     assert page.count('role="img" aria-label="') == 9
 

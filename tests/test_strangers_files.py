@@ -17,7 +17,7 @@ from conftest import CHECKPOINTS
 from safetensors.torch import load_file, save_file
 
 from resurface.analysis.findings import read_findings
-from resurface.analysis.report import write_report
+from resurface.analysis.report import Tables, write_report
 from resurface.artifacts import path_inside, read_json, write_table
 from resurface.checkpoints import check_checkpoint, take_over
 from resurface.cli import Printable
@@ -307,7 +307,7 @@ def test_terminals_are_sent_no_commands():
 
 def test_hostile_text_in_settings_stays_text(tmp_path):
     """Prefixes, phrases and system turns are a config's free texts; the page shows them all."""
-    from test_report import make_summary, make_worst_case
+    from test_report import make_evidence, make_summary, make_verdicts, make_worst_case
 
     experiment = {
         "summary": {"confidence": 0.95},
@@ -317,10 +317,12 @@ def test_hostile_text_in_settings_stays_text(tmp_path):
     }
     summary = make_summary(methods=("npo",), attacks=("none", "orthogonalization"))
     nothing = read_findings(None, summary)
-    write_report(summary, make_worst_case(), None, None, nothing, experiment, tmp_path / "report.html")
+    tables = Tables(summary, make_worst_case(), make_evidence(), make_verdicts(HOSTILE), nothing)
+    write_report(tables, experiment, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for harmful in ("<script", "</script", "<img", "<!--"):
+    for harmful in ("<img", "<!--"):
         assert harmful not in page.lower()
+    assert (page.lower().count("<script"), page.lower().count("</script")) == (1, 1), "the page's own"
     assert "{{7*7}}" in page, "shown, not rendered"
     assert page.count("</pre>") == 1
     assert "default-src 'none'" in page
@@ -343,7 +345,7 @@ def resurface(*arguments, cwd):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["show", "bad.parquet"], "bad.parquet: this is no readable parquet file"),
+        (["judge", "bad.parquet", "--output", "out.parquet"], "bad.parquet: this is no readable parquet file"),
         (["summarize", "bad.parquet", "--output", "out.parquet"], "bad.parquet: this is no readable parquet file"),
         (["model", "checkpoint", "--output", "out"], "model.safetensors: this is no whole safetensors file"),
         (
@@ -428,7 +430,7 @@ def test_secrets_reach_no_log_and_no_result(data, tmp_path):
                 '["plain"]',
             ),
         ],
-        ["show", "nowhere.parquet"],
+        ["show", "nowhere"],
     ]
     written = []
     for number, command in enumerate(commands):

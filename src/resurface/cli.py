@@ -595,6 +595,68 @@ def worst_case(
         write_table(found, output)
 
 
+@app.command()
+def weigh(
+    scores: Annotated[list[Path], typer.Argument(help="Score tables.")],
+    summary: Annotated[Path, typer.Option(help="Their summary.")],
+    output: OutputOption,
+    settings: SettingsOption = "{}",
+) -> None:
+    """Weigh the evidence against each unlearned model, attack by attack: excess and gain, tests and intervals."""
+    from resurface.analysis.summary import read_scores
+    from resurface.analysis.tables import SUMMARY_KINDS, read_results
+    from resurface.analysis.verdict import gather_evidence
+    from resurface.artifacts import write_table
+    from resurface.settings.summary import SummarySettings
+
+    chosen = _read_settings(SummarySettings, settings)
+    with _recording("weigh", output, [*scores, summary], chosen):
+        answers, table = read_scores(scores), read_results(summary, SUMMARY_KINDS)
+        try:
+            found = gather_evidence(answers, table, chosen)
+        except ResurfaceError as error:
+            raise ResurfaceError(f"{summary}: {error}") from None
+        write_table(found, output)
+
+
+@app.command("select-answers")
+def select_answers(
+    scores: Annotated[list[Path], typer.Argument(help="Score tables.")],
+    summary: Annotated[Path, typer.Option(help="Their summary.")],
+    output: OutputOption,
+) -> None:
+    """Select the answers to test questions that the report lets one look through."""
+    from resurface.analysis.answers import select_answers
+    from resurface.analysis.summary import read_scores
+    from resurface.analysis.tables import SUMMARY_KINDS, read_results
+    from resurface.artifacts import write_table
+
+    with _recording("select_answers", output, [*scores, summary]):
+        answers, table = read_scores(scores), read_results(summary, SUMMARY_KINDS)
+        try:
+            found = select_answers(answers, table)
+        except ResurfaceError as error:
+            raise ResurfaceError(f"{summary}: {error}") from None
+        write_table(found, output)
+
+
+@app.command()
+def judge(
+    evidence: Annotated[Path, typer.Argument(help="The table of evidence.")],
+    output: OutputOption,
+    settings: SettingsOption = "{}",
+) -> None:
+    """Judge each unlearned model by the evidence: does the knowledge resurface?"""
+    from resurface.analysis.tables import EVIDENCE_KINDS, read_results
+    from resurface.analysis.verdict import judge
+    from resurface.artifacts import write_table
+    from resurface.settings.summary import SummarySettings
+
+    chosen = _read_settings(SummarySettings, settings)
+    with _recording("judge", output, [evidence], chosen):
+        write_table(judge(read_results(evidence, EVIDENCE_KINDS), chosen), output)
+
+
 @app.command("summarize-perplexity")
 def summarize_perplexity(
     output: OutputOption,
@@ -617,8 +679,15 @@ def summarize_perplexity(
 def report(
     summary: Annotated[Path, typer.Option(help="The summary table.")],
     worst_case: Annotated[Path, typer.Option(help="The table of worst cases.")],
+    evidence: Annotated[Path, typer.Option(help="The table of evidence.")],
+    verdicts: Annotated[Path, typer.Option(help="The table of verdicts.")],
     output: OutputOption,
     figures: Annotated[Path, typer.Option(help="Folder for the figures.")],
+    answers: Annotated[Path | None, typer.Option(help="The table of selected answers.")] = None,
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option(help="Tables of questions that the page may hold as text; may be given several times."),
+    ] = None,
     refusals: Annotated[list[Path] | None, typer.Option(help="Refusal tables; may be given several times.")] = None,
     perplexity: Annotated[
         Path | None, typer.Option(help="The summary of perplexities; without, the report has none.")
@@ -632,29 +701,44 @@ def report(
     """Write the report and its figures."""
     import pandas as pd
 
+    from resurface.analysis.answers import question_texts
     from resurface.analysis.figures import FIGURES, FOUND_FIGURES, write_figures
     from resurface.analysis.findings import find_folders, read_findings
-    from resurface.analysis.report import write_report
+    from resurface.analysis.report import Tables, write_report
     from resurface.analysis.tables import (
+        ANSWER_KINDS,
+        EVIDENCE_KINDS,
         PERPLEXITY_SUMMARY_KINDS,
         REFUSAL_KINDS,
         SUMMARY_KINDS,
+        VERDICT_KINDS,
         WORST_CASE_KINDS,
         read_results,
     )
+    from resurface.data.tables import read_question_table
 
     described = _read_option("--experiment", experiment, dict[str, Any])
     table = read_results(summary, SUMMARY_KINDS)
     shown = [folder for _, folder, _ in find_folders(attacks, table)] if attacks else []
-    inputs = [summary, worst_case, *(refusals or []), *([perplexity] if perplexity else []), *shown]
+    optional = [path for path in (answers, perplexity) if path]
+    inputs = [summary, worst_case, evidence, verdicts, *(questions or []), *(refusals or []), *optional, *shown]
     drawn = [figures / f"{name}.{kind}" for name in (*FIGURES, *FOUND_FIGURES) for kind in ("svg", "png")]
     with _recording("report", output, inputs, {"experiment": described}, outputs=[output, *drawn]):
-        worst = read_results(worst_case, WORST_CASE_KINDS, is_empty_allowed=True)
-        refused = pd.concat([read_results(path, REFUSAL_KINDS) for path in refusals]) if refusals else None
-        read = read_results(perplexity, PERPLEXITY_SUMMARY_KINDS, is_empty_allowed=True) if perplexity else None
-        findings = read_findings(attacks, table)
-        write_figures(table, findings, figures)
-        write_report(table, worst, refused, read, findings, described, output)
+        tables = Tables(
+            summary=table,
+            worst_case=read_results(worst_case, WORST_CASE_KINDS, is_empty_allowed=True),
+            evidence=read_results(evidence, EVIDENCE_KINDS),
+            verdicts=read_results(verdicts, VERDICT_KINDS),
+            refusals=pd.concat([read_results(path, REFUSAL_KINDS) for path in refusals]) if refusals else None,
+            perplexity=read_results(perplexity, PERPLEXITY_SUMMARY_KINDS, is_empty_allowed=True)
+            if perplexity
+            else None,
+            findings=read_findings(attacks, table),
+            answers=read_results(answers, ANSWER_KINDS) if answers else None,
+            questions={path.parent.name: question_texts(read_question_table(path)) for path in questions or []},
+        )
+        write_figures(table, tables.findings, figures)
+        write_report(tables, described, output)
 
 
 @app.command()
@@ -671,14 +755,16 @@ def manifest(
 
 
 @app.command()
-def show(summary: Annotated[Path, typer.Argument()] = Path("results/summary.parquet")) -> None:
-    """Print the main result table."""
+def show(results: Annotated[Path, typer.Argument(help="The results folder.")] = Path("results")) -> None:
+    """Print the verdicts and the main result table."""
     from rich.console import Console
 
-    from resurface.analysis.tables import SUMMARY_KINDS, read_results
-    from resurface.analysis.terminal import terminal_table
+    from resurface.analysis.tables import SUMMARY_KINDS, VERDICT_KINDS, read_results
+    from resurface.analysis.terminal import terminal_table, terminal_verdicts
 
-    Console().print(terminal_table(read_results(summary, SUMMARY_KINDS)))
+    verdicts = read_results(results / "verdicts.parquet", VERDICT_KINDS)
+    summary = read_results(results / "summary.parquet", SUMMARY_KINDS)
+    Console().print(terminal_verdicts(verdicts), terminal_table(summary))
 
 
 @audits.command("verify")

@@ -25,6 +25,7 @@ from resurface.settings.base import DistinctList, PositiveInt, Seed, Settings
 from resurface.settings.data import TestbedSettings
 from resurface.settings.preferences import PreferenceSettings
 from resurface.settings.published import PublishedSettings
+from resurface.settings.report import ReportSettings
 from resurface.settings.scoring import PerplexitySettings, RefusalSettings, ScoringSettings
 from resurface.settings.sources import PUBLIC_DOMAINS, SourceSettings, check_place
 from resurface.settings.summary import SummarySettings
@@ -144,6 +145,7 @@ class Experiment(Settings):
     refusals: RefusalSettings = RefusalSettings()
     perplexity: PerplexitySettings = PerplexitySettings()
     summary: SummarySettings = SummarySettings()
+    report: ReportSettings = ReportSettings()
 
     @model_validator(mode="after")
     def check_names(self) -> "Experiment":

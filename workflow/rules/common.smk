@@ -18,8 +18,10 @@ from resurface.registry import ATTACKS, METHODS
 from resurface.reproducibility import jobs
 from resurface.reproducibility.fingerprint import fingerprint
 from resurface.reproducibility.jobs import (
+    ANSWERS,
     ATTACKED,
     DATA,
+    EVIDENCE,
     MODELS,
     PERPLEXITIES,
     PERPLEXITY,
@@ -33,6 +35,7 @@ from resurface.reproducibility.jobs import (
     TAUGHT,
     TESTBED,
     UNLEARNED,
+    VERDICTS,
     WORST_CASE,
     attacked_models,
     domain_tasks,
@@ -42,6 +45,7 @@ from resurface.reproducibility.jobs import (
     prompt_attacks,
     public_domains,
     reference_models,
+    shown_domains,
     shown_folders,
     task_table,
     tokenizer_source,

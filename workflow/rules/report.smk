@@ -53,6 +53,63 @@ rule worst_case:
         "--output {output.table} --settings {params.settings:q}"
 
 
+rule weigh:
+    input:
+        scores=reported(SCORES, experiment.attack_names),
+        summary=SUMMARY,
+    output:
+        table=EVIDENCE,
+        record=record(EVIDENCE),
+    log:
+        f"{LOGS}/weigh.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
+    params:
+        settings=job_settings(experiment, "weigh"),
+        source=job_source("weigh"),
+    shell:
+        "resurface --log {log} --threads {threads} weigh {input.scores} --summary {input.summary} "
+        "--output {output.table} --settings {params.settings:q}"
+
+
+rule select_answers:
+    input:
+        scores=reported(SCORES, experiment.attack_names),
+        summary=SUMMARY,
+    output:
+        table=ANSWERS,
+        record=record(ANSWERS),
+    log:
+        f"{LOGS}/select_answers.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(30),
+    params:
+        source=job_source("select_answers"),
+    shell:
+        "resurface --log {log} --threads {threads} select-answers {input.scores} --summary {input.summary} "
+        "--output {output.table}"
+
+
+rule judge:
+    input:
+        EVIDENCE,
+    output:
+        table=VERDICTS,
+        record=record(VERDICTS),
+    log:
+        f"{LOGS}/judge.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(10),
+    params:
+        settings=job_settings(experiment, "judge"),
+        source=job_source("judge"),
+    shell:
+        "resurface --log {log} --threads {threads} judge {input} --output {output.table} --settings {params.settings:q}"
+
+
 rule summarize_perplexity:
     input:
         reported(PERPLEXITY, prompt_attacks(experiment), attacked_models(experiment)),
@@ -74,6 +131,12 @@ rule report:
     input:
         summary=SUMMARY,
         worst_case=WORST_CASE,
+        evidence=EVIDENCE,
+        verdicts=VERDICTS,
+        answers=ANSWERS,
+        questions=[
+            QUESTIONS.format(domain=domain) for domain in shown_domains(experiment)
+        ],
         refusals=reported(REFUSALS, ["none"]),
         perplexity=PERPLEXITIES,
         attack_hashes=[hashes(folder) for folder in shown_folders(experiment)],
@@ -96,12 +159,16 @@ rule report:
         refusals=lambda wildcards, input: [
             f"--refusals {path}" for path in input.refusals
         ],
+        questions=lambda wildcards, input: [
+            f"--questions {path}" for path in input.questions
+        ],
         source=job_source("report"),
         attacks=lambda wildcards, input: (
             "--attacks results/attacks" if input.attacks else ""
         ),
         experiment=dump_settings(experiment),
     shell:
-        "resurface --log {log} report --summary {input.summary} --worst-case {input.worst_case} {params.refusals} "
+        "resurface --log {log} report --summary {input.summary} --worst-case {input.worst_case} "
+        "--evidence {input.evidence} --verdicts {input.verdicts} --answers {input.answers} {params.questions} {params.refusals} "
         "--perplexity {input.perplexity} {params.attacks} --figures results/figures "
         "--output {output.page} --experiment {params.experiment:q}"

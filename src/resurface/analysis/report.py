@@ -1,10 +1,14 @@
 """The report: one HTML page that says what resurfaced, needs nothing else, and loads nothing.
 
-All text that comes from data or settings goes through Jinja's escaping; only the figures are inserted as they are, and
-the renderer has escaped their text. A content security policy forbids scripts and requests besides.
+All text that comes from data or settings goes through Jinja's escaping; only the figures and one script are inserted as they are;
+the renderer has escaped the figures' text, and the script (`report.js`, which sorts and filters tables) holds none. A content security
+policy forbids all other scripts, and requests.
 """
 
+import base64
+import hashlib
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
+from resurface.analysis.answers import describe_answers
 from resurface.analysis.cells import (
     CONTROL,
     ORIGINAL,
@@ -39,10 +44,13 @@ from resurface.analysis.findings import Findings
 from resurface.analysis.perplexity import TEXTS
 from resurface.analysis.searches import prefix_rows
 from resurface.analysis.sparing import KEPT, choose_sparing
+from resurface.analysis.tables import MEASURES
+from resurface.analysis.verdict import GAINS, NO_GAIN, NOT_RESURFACED, RESURFACES
 from resurface.artifacts import publish
 from resurface.registry import ATTACKS
 
 VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"]
+VERDICT_LOOKS = {RESURFACES: "found", GAINS: "found", NOT_RESURFACED: "clear", NO_GAIN: "clear"}  # others are open
 # Of each figure: title, caption, and what it says of the control.
 CAPTIONS = {
     "finetuning_curves": (
@@ -105,26 +113,42 @@ CAPTIONS = {
 }
 
 
-def write_report(
-    summary: pd.DataFrame,
-    worst_case: pd.DataFrame,
-    refusals: pd.DataFrame | None,
-    perplexity: pd.DataFrame | None,
-    findings: Findings,
-    experiment: dict[str, Any],
-    output: Path,
-) -> None:
+@dataclass(frozen=True)
+class Tables:
+    """What the report is made of.
+
+    Attributes:
+        summary: the summary table.
+        worst_case: one row per attacked model (`resurface.analysis.worst_case`).
+        evidence: one row per unlearned model and attack (`resurface.analysis.verdict`).
+        verdicts: one row per unlearned model (`resurface.analysis.verdict`).
+        findings: what attacks left besides interventions (`resurface.analysis.findings`).
+        refusals: one row per prompt, whether its answer was a refusal; None if refusals were not counted.
+        perplexity: one row per variant (`resurface.analysis.perplexity`); None if there is no such table.
+        answers: one row per model, attack and question (`resurface.analysis.answers`); None if there is no such table.
+        questions: of each domain whose questions may be shown, id → text (`resurface.analysis.answers.question_texts`).
+    """
+
+    summary: pd.DataFrame
+    worst_case: pd.DataFrame
+    evidence: pd.DataFrame
+    verdicts: pd.DataFrame
+    findings: Findings
+    refusals: pd.DataFrame | None = None
+    perplexity: pd.DataFrame | None = None
+    answers: pd.DataFrame | None = None
+    questions: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def write_report(tables: Tables, experiment: dict[str, Any], output: Path) -> None:
     """Write the report.
 
     Args:
-        summary: the summary table.
-        worst_case: one row per attacked model (`resurface.analysis.worst_case`).
-        refusals: one row per prompt, whether its answer was a refusal; None if refusals were not counted.
-        perplexity: one row per variant (`resurface.analysis.perplexity`); None if there is no such table.
-        findings: what attacks left besides interventions (`resurface.analysis.findings`).
+        tables: what it is made of.
         experiment: the configuration, shown as it is.
         output: the HTML file.
     """
+    summary = tables.summary
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -134,31 +158,25 @@ def write_report(
         keep_trailing_newline=True,
     )
     confidence = experiment.get("summary", {}).get("confidence")
+    script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("report.html.jinja").render(
-        domains=[
-            _domain_section(summary, worst_case, refusals, perplexity, findings, domain, place)
-            for place, domain in enumerate(domains_of(summary))
-        ],
+        domains=[_domain_section(tables, domain, place) for place, domain in enumerate(domains_of(summary))],
         seeds=seeds_note(summary),
         interval_name=f"{percent(confidence)} confidence intervals" if confidence else "confidence intervals",
         kept=percent(KEPT),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
         settings=yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=100),
     )
     with publish(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _domain_section(
-    summary: pd.DataFrame,
-    worst_case: pd.DataFrame,
-    refusals: pd.DataFrame | None,
-    perplexity: pd.DataFrame | None,
-    findings: Findings,
-    domain: str,
-    place: int,
-) -> dict[str, Any]:
+def _domain_section(tables: Tables, domain: str, place: int) -> dict[str, Any]:
     """What the template needs for one domain."""
-    summary = summary[summary["domain"] == domain]
+    refusals, findings, worst_case = tables.refusals, tables.findings, tables.worst_case
+    summary = tables.summary[tables.summary["domain"] == domain]
     cells = cells_by_name(main_cells(summary, domain))
     models = models_of(summary, domain)
     attacks = attacks_of(summary)
@@ -174,6 +192,8 @@ def _domain_section(
     return {
         "name": domain,
         "anchor": f"domain-{place}",
+        "verdicts": _verdict_cards(tables.verdicts[tables.verdicts["domain"] == domain]),
+        "evidence": _evidence_rows(tables.evidence[tables.evidence["domain"] == domain]),
         "sentences": _sentences(summary, domain, cells),
         "attacks": [display_name(attack) for attack in attacks],
         "rows": [
@@ -195,11 +215,54 @@ def _domain_section(
         "figures": figures,
         "tradeoff": _tradeoff_table(summary, refusals, domain),
         "texts": list(TEXTS.values()),
-        "perplexity": _perplexity_rows(summary, perplexity, domain),
+        "perplexity": _perplexity_rows(summary, tables.perplexity, domain),
         "prefixes": prefix_rows(findings, domain),
         "rewrites": _rewrite_rows(findings.rewrites[findings.rewrites["domain"] == domain]),
         "refusals_counted": refusals is not None,
+        "answers": _answers(tables, domain, attacks),
     }
+
+
+def _verdict_cards(verdicts: pd.DataFrame) -> list[dict[str, str]]:
+    """A card for each verdict: the model, the verdict, how it looks, and why."""
+    return [
+        {
+            "model": display_name(row["method"]),
+            "verdict": row["verdict"],
+            "kind": VERDICT_LOOKS.get(row["verdict"], "open"),
+            "reason": row["reason"],
+            "settled_by": row["settled_by"],
+        }
+        for row in verdicts.to_dict("records")
+    ]
+
+
+def _answers(tables: Tables, domain: str, attacks: list[str]) -> Markup | None:
+    """A domain's answers for the page's script, in which nothing can end the element that holds them."""
+    if tables.answers is None:
+        return None
+    own = tables.answers[tables.answers["domain"] == domain]
+    described = describe_answers(own, attacks, tables.questions.get(domain, {}))
+    return None if described is None else Markup(described)
+
+
+def _evidence_rows(evidence: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
+    """Model, attack, and what they say: excess and gain with intervals, adjusted p values, what cannot be excluded or seen."""
+    rows = []
+    for row in evidence.to_dict("records"):
+        texts = [percent(row["accuracy"]), percent(row["control_accuracy"])]
+        for measure in MEASURES:
+            ends = interval(row[f"{measure}_ci_low"], row[f"{measure}_ci_high"])
+            texts.append("–" if pd.isna(row[measure]) else f"{points(row[measure])} [{ends}]")
+            texts.append(_p_text(row[f"{measure}_p_adjusted"]))
+        texts += [points(row["excess_most"]), points(row["excess_detectable"])]
+        rows.append((display_name(row["method"]), display_name(row["attack"]), texts))
+    return rows
+
+
+def _p_text(value: float) -> str:
+    """A p value, or a dash where there is none."""
+    return "–" if pd.isna(value) else "<\u00a00.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _sentences(summary: pd.DataFrame, domain: str, cells: dict[tuple[str, str], pd.Series]) -> list[tuple[str, str]]:

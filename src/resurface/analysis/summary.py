@@ -12,7 +12,7 @@ brought back by an attack.
 Questions that ask for the same fact are a cluster, and clusters are what is independent. Accuracies have Wilson intervals
 for the effective number of questions, n over the design effect (Kish 1965, section 5.4); recovery and excess have percentile
 intervals of a paired bootstrap over clusters; `p_value` is of the exact sign test over clusters, which is McNemar's test
-where each question is its own cluster. A variant and a template are *selected* per model and attack by their accuracy on
+where each question is its own cluster, and `p_adjusted` allows for all variants, templates and attacks of the model. A variant and a template are *selected* per model and attack by their accuracy on
 validation questions, the first of equals.
 """
 
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, norm
 
+from resurface.analysis.statistics import draw_weights, holm, sign_test, wilson
 from resurface.analysis.tables import SCORE_KINDS, check_scores, read_results
 from resurface.settings.summary import SummarySettings
 
@@ -43,6 +43,7 @@ SUMMARY_COLUMNS = [
     "excess_ci_low",
     "excess_ci_high",
     "p_value",
+    "p_adjusted",
     "selected",
 ]
 TRANSFERRED = "from-"  # what the names of variants begin with that were made on another model
@@ -104,7 +105,7 @@ def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
     rows = []
     for key, own in answers.items():
         domain, method, seed, attack, _, _, benchmark, split = key
-        low, high = _wilson(own.accuracy, len(own.correct) / _design_effect(own), settings.confidence)
+        low, high = wilson(own.accuracy, len(own.correct) / _design_effect(own), settings.confidence)
         row = dict(zip(SETTING, key, strict=True)) | {
             "n": len(own.correct),
             "accuracy": own.accuracy,
@@ -130,6 +131,7 @@ def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
                 row |= _excess(own, control, tails)
         rows.append(row)
     summary = pd.DataFrame(rows).reindex(columns=SUMMARY_COLUMNS)
+    summary["p_adjusted"] = _adjust(summary)
     summary["selected"] = _select(summary)
     return summary.astype({"seed": "Int64"})
 
@@ -140,7 +142,7 @@ def _resample(table: pd.DataFrame, settings: SummarySettings) -> dict[tuple, Ans
     clusters, codes = np.unique(questions["cluster"].to_numpy(dtype=str), return_inverse=True)
     sizes = np.bincount(codes, minlength=len(clusters)).astype(float)
     generator = np.random.default_rng(settings.seed)
-    weights = generator.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), size=settings.resamples)
+    weights = draw_weights(len(clusters), settings.resamples, generator)
     asked = weights @ sizes
 
     found = {}
@@ -160,14 +162,6 @@ def _design_effect(own: Answers) -> float:
     p, n = own.accuracy, len(own.correct)
     independent = n * p * (1 - p)
     return max(1.0, float(((own.right - p * own.sizes) ** 2).sum()) / independent) if independent else 1.0
-
-
-def _wilson(p: float, n: float, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share `p` of `n` questions; n need not be whole (Wilson 1927)."""
-    z = norm.ppf((1 + confidence) / 2)
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def _recovery(
@@ -193,15 +187,20 @@ def _recovery(
 def _excess(own: Answers, control: Answers, tails: list[float]) -> dict[str, float]:
     """Excess over the control, its interval, and the exact sign test over the clusters in which the two differ."""
     low, high = np.percentile(own.resampled - control.resampled, tails)
-    more = int((own.right > control.right).sum())
-    discordant = more + int((own.right < control.right).sum())
     return {
         "control_accuracy": control.accuracy,
         "excess": own.accuracy - control.accuracy,
         "excess_ci_low": low,
         "excess_ci_high": high,
-        "p_value": binomtest(more, discordant).pvalue if discordant else 1.0,
+        "p_value": sign_test(own.right - control.right),
     }
+
+
+def _adjust(summary: pd.DataFrame) -> pd.Series:
+    """The p values adjusted by Holm's method for all variants, templates and attacks of a model on a split."""
+    tested = summary[summary["p_value"].notna()]
+    models = tested.groupby(["domain", "method", "seed", "split"], dropna=False, sort=False)["p_value"]
+    return models.transform(lambda values: holm(values.tolist())).reindex(summary.index)
 
 
 def _select(summary: pd.DataFrame) -> pd.Series:

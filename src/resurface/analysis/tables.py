@@ -16,13 +16,21 @@ from resurface.analysis.perplexity import TEXTS
 from resurface.artifacts import read_table
 from resurface.errors import ResurfaceError
 
-MOST_LETTERS = 200
+MOST_LETTERS = 200  # of a name
+MOST_TEXT = 2000  # letters of a sentence
 REFERENCES = ("original", "never_learned")  # the models that may have no seed
 
 
 def _is_name(column: pd.Series) -> bool:
     return all(
         isinstance(name, str) and 0 < len(name) <= MOST_LETTERS and name.isprintable() for name in column.unique()
+    )
+
+
+def _is_text(column: pd.Series) -> bool:
+    return all(
+        isinstance(text, str) and len(text) <= MOST_TEXT and text.replace("\u00a0", " ").isprintable()
+        for text in column
     )
 
 
@@ -59,6 +67,8 @@ def _is_list_of_logprobs(column: pd.Series) -> bool:
 # What a column may hold: what it is called in a message, and how it is told.
 Kind = tuple[str, Callable[[pd.Series], bool]]
 NAME: Kind = ("short printable texts", _is_name)
+NAME_OR_NONE: Kind = ("short printable texts, or nothing", lambda column: _is_name(column.dropna()))
+TEXT: Kind = ("printable texts", _is_text)
 SEED: Kind = ("whole numbers from 0, or nothing", _within(0, 2**32, is_whole=True, has_gaps=True))
 COUNT: Kind = ("whole numbers from 0", _within(0, 2**31, is_whole=True))
 SHARE: Kind = ("numbers from 0 to 1", _within(0, 1))
@@ -95,6 +105,7 @@ SUMMARY_KINDS = {
     "excess_ci_low": NUMBER_OR_NONE,
     "excess_ci_high": NUMBER_OR_NONE,
     "p_value": SHARE_OR_NONE,
+    "p_adjusted": SHARE_OR_NONE,
     "selected": FLAG,
 }
 WORST_CASE_KINDS = {
@@ -114,6 +125,32 @@ WORST_CASE_KINDS = {
     "guessing": SHARE,
     "beyond_guessing": NUMBER,
 }
+MEASURES = ("excess", "gain")
+EVIDENCE_PARTS = ("", "_ci_low", "_ci_high", "_most", "_min", "_max", "_p_value", "_p_adjusted", "_detectable")
+EVIDENCE_KINDS = {
+    "domain": NAME,
+    "method": NAME,
+    "attack": NAME,
+    "seeds": COUNT,
+    "facts": COUNT,
+    "accuracy": SHARE,
+    "control_accuracy": SHARE_OR_NONE,
+    "unattacked_accuracy": SHARE_OR_NONE,
+    **{
+        f"{measure}{part}": SHARE_OR_NONE if "_p_" in part else NUMBER_OR_NONE
+        for measure in MEASURES
+        for part in EVIDENCE_PARTS
+    },
+}
+VERDICT_KINDS = {
+    "domain": NAME,
+    "method": NAME,
+    "verdict": NAME,
+    "attack": NAME_OR_NONE,
+    "reason": TEXT,
+    "settled_by": TEXT,
+}
+ANSWER_KINDS = {**MODEL, "attack": NAME, "question_id": NAME, "cluster": NAME, "correct": FLAG}
 REFUSAL_KINDS = {
     **MODEL,
     "benchmark": NAME,

@@ -1,4 +1,4 @@
-"""The main results as a table for the terminal."""
+"""The verdicts and the main results as tables for the terminal."""
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -19,6 +19,22 @@ from resurface.analysis.cells import (
     seeds_note,
     table_rows,
 )
+
+
+def terminal_verdicts(verdicts: pd.DataFrame) -> Table:
+    """The verdict on each model, and why."""
+    table = Table(title="Does the knowledge resurface?", box=SIMPLE_HEAD, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for domain, own in verdicts.groupby("domain", sort=False):
+        table.add_row(Text(str(domain), style="bold"))
+        for row in own.to_dict("records"):
+            settled = f" What would settle it: {row['settled_by']}." if row["settled_by"] else ""
+            table.add_row(
+                Text(display_name(row["method"])), Text(row["verdict"], style="bold"), Text(row["reason"] + settled)
+            )
+        table.add_section()
+    return table
 
 
 def terminal_table(summary: pd.DataFrame) -> Table:

@@ -207,6 +207,9 @@ RULES: dict[str, Callable[[Facts, list[str]], Work]] = {
     "write_preferences": _write_preferences,
     "summarize": _summarize,
     "worst_case": lambda _facts, _parts: Work(tables=1e5),
+    "weigh": lambda _facts, _parts: Work(tables=1e5),
+    "judge": lambda _facts, _parts: Work(tables=1e4),
+    "select_answers": lambda _facts, _parts: Work(tables=1e6),
     "summarize_perplexity": lambda _facts, _parts: Work(tables=1e5),
     "report": lambda _facts, _parts: Work(tables=1e7),
 }

@@ -11,8 +11,8 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import binomtest
 
+from resurface.analysis.statistics import mcnemar
 from resurface.errors import ResurfaceError
 from resurface.reproducibility.manifest import Manifest, place
 from resurface.reproducibility.reproduce import differences, read_scored
@@ -73,7 +73,7 @@ def compare_scores(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
                 "only_a": only_a,
                 "only_b": only_b,
                 "largest_gap": pairs["gap"].max(),
-                "p_value": binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0,
+                "p_value": mcnemar(only_a, only_b),
             }
         )
     return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)

@@ -31,6 +31,9 @@ REFUSALS = "results/refusals/{domain}/{method}/seed{seed}.parquet"
 SUMMARY = "results/summary.parquet"
 PERPLEXITIES = "results/perplexity.parquet"
 WORST_CASE = "results/worst_case.parquet"
+ANSWERS = "results/answers.parquet"
+EVIDENCE = "results/evidence.parquet"
+VERDICTS = "results/verdicts.parquet"
 REPORT = "results/report.html"
 
 # The modules that a rule's jobs run, each with the package's files that it reads besides. Harness tasks are found by name:
@@ -51,8 +54,21 @@ SOURCES: dict[str, list[tuple[str, ...]]] = {
     "perplexity": [("resurface.scoring.perplexity",), TASKS],
     "summarize": [("resurface.analysis.summary",)],
     "worst_case": [("resurface.analysis.worst_case",)],
+    "weigh": [("resurface.analysis.verdict",)],
+    "judge": [("resurface.analysis.verdict",)],
+    "select_answers": [("resurface.analysis.answers",)],
     "summarize_perplexity": [("resurface.analysis.perplexity",)],
-    "report": [("resurface.analysis.report", "analysis/report.html.jinja"), ("resurface.analysis.figures",)],
+    "report": [
+        ("resurface.analysis.report", "analysis/report.html.jinja", "analysis/report.js"),
+        ("resurface.analysis.figures",),
+    ],
+}
+# Of each rule that summarizes answers the settings of the summary that it does not read.
+UNREAD_BY_SUMMARIES = {
+    "summarize": ["margin", "power"],
+    "worst_case": ["margin", "power"],
+    "weigh": ["margin"],
+    "judge": ["power", "resamples", "seed"],
 }
 # Tables that a job writes beside what its command line names as output.
 WRITTEN_BESIDE = {"write_preferences": ("train_questions", "retain_questions", "rejects")}
@@ -86,6 +102,8 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
         return dump_settings(experiment.data, without=["general_questions"])
     if rule == "general_questions":
         return dump_settings(experiment.data, without=["articles", "preference_draws"])
+    if rule in UNREAD_BY_SUMMARIES:
+        return dump_settings(experiment.summary, without=UNREAD_BY_SUMMARIES[rule])
     slices: dict[str, Settings] = {
         "pretrain": experiment.pretraining,
         "write_preferences": experiment.preferences,
@@ -93,8 +111,6 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
         "score": experiment.scoring,
         "refusals": experiment.refusals,
         "perplexity": experiment.perplexity,
-        "summarize": experiment.summary,
-        "worst_case": experiment.summary,
     }
     return dump_settings(slices[rule]) if rule in slices else json.dumps({})
 
@@ -160,6 +176,14 @@ def shown_folders(experiment: Experiment) -> list[str]:
     """The folders of attacks whose search or outcome the report shows."""
     shown = [attack for attack in experiment.attack_names if ATTACKS[attack].is_shown]
     return [folder for attack in shown for folder in attack_folders(experiment, attack)]
+
+
+def shown_domains(experiment: Experiment) -> list[str]:
+    """The domains whose questions the report may hold as text."""
+    text = experiment.report.question_text
+    return [
+        name for name in experiment.domains if text == "all" or (text == "fictional" and name not in PUBLIC_DOMAINS)
+    ]
 
 
 def model_source(experiment: Experiment, model: str) -> str:
@@ -234,7 +258,15 @@ def all_jobs(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
     jobs |= dict.fromkeys(reported(experiment, SCORES, experiment.attack_names), ("score", None))
     jobs |= dict.fromkeys(reported(experiment, REFUSALS, ["none"]), ("refusals", None))
     jobs |= dict.fromkeys(prompted, ("perplexity", None))
-    finals = {SUMMARY: "summarize", WORST_CASE: "worst_case", PERPLEXITIES: "summarize_perplexity", REPORT: "report"}
+    finals = {
+        SUMMARY: "summarize",
+        WORST_CASE: "worst_case",
+        EVIDENCE: "weigh",
+        VERDICTS: "judge",
+        ANSWERS: "select_answers",
+        PERPLEXITIES: "summarize_perplexity",
+        REPORT: "report",
+    }
     return jobs | {path: (rule, None) for path, rule in finals.items()}
 
 

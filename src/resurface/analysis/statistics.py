@@ -1,0 +1,123 @@
+"""The statistics of an audit: intervals of shares, tests of paired answers, corrections for many attacks, and what a test can see.
+
+What is independent is the *fact*: questions that ask for the same thing are right and wrong together. So tests count facts, and
+resamples draw facts. Nothing here knows of models or attacks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest, norm, t
+
+
+def wilson(p: float, n: float, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a share `p` of `n` questions; n need not be whole (Wilson 1927)."""
+    z = norm.ppf((1 + confidence) / 2)
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def mcnemar(more: int, less: int) -> float:
+    """Two-sided p value of McNemar's exact test: are these two numbers of disagreements equally likely?"""
+    return float(binomtest(more, more + less).pvalue) if more + less else 1.0
+
+
+def sign_test(differences: np.ndarray) -> float:
+    """Two-sided p value of the exact sign test: are positive and negative differences equally likely? Zeros say nothing.
+
+    Of the differences between two models' answers to single questions (−1, 0, 1) this is McNemar's test.
+
+    Args:
+        differences: of each fact `[facts]`.
+    """
+    return mcnemar(int((differences > 0).sum()), int((differences < 0).sum()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment of p values for all of them being looked at (Holm 1979): the chance of any false alarm stays bounded."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def draw_weights(count: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """How often each of `count` things is in each bootstrap resample `[resamples, count]`."""
+    return generator.multinomial(count, np.full(count, 1 / count), size=resamples)
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """How far the mean difference per question may be from the true one.
+
+    Attributes:
+        resampled: the mean in each resample `[resamples]`.
+        deviation: its standard deviation.
+        freedom: how many degrees of freedom this is known by; infinite for one seed.
+    """
+
+    resampled: np.ndarray
+    deviation: float
+    freedom: float = math.inf
+
+    def half_width(self, level: float) -> float:
+        """Half of the interval that misses the true mean with probability `level`, by a t distribution.
+
+        For levels at which a few thousand resamples have no tails.
+        """
+        return float(t.ppf(1 - level / 2, self.freedom)) * self.deviation
+
+
+def resample_mean(
+    differences: np.ndarray, sizes: np.ndarray, resamples: int, generator: np.random.Generator
+) -> Uncertainty:
+    """The uncertainty of a mean difference per question, by a bootstrap over facts.
+
+    Facts are drawn with replacement, the answers of all seeds together. Where there are several seeds, the variance of their mean is added:
+    that between seeds, less what answers that vary from seed to seed explain (the interaction of a two-way analysis of
+    variance). So few seeds tell little of it, so the whole has a t distribution, with Satterthwaite's degrees of freedom
+    (Satterthwaite 1946). To draw seeds with replacement too would count the interaction three times (Owen 2007, arXiv 0712.1111).
+
+    Args:
+        differences: of each seed and fact, summed over the fact's questions `[seeds, facts]`.
+        sizes: questions of each fact `[facts]`.
+        resamples: how many to draw.
+        generator: the source of randomness.
+    """
+    seeds, facts = differences.shape
+    mean = differences.mean(0).sum() / sizes.sum()
+    weights = draw_weights(facts, resamples, generator)
+    moved = weights @ differences.mean(0) / (weights @ sizes) - mean
+    if seeds == 1:
+        return Uncertainty(mean + moved, float(moved.std()))
+    variance_of_means = (differences.sum(1) / sizes.sum()).var(ddof=1)
+    interaction = differences - differences.mean(0) - differences.mean(1)[:, None] + differences.mean()
+    explained = (interaction**2).sum() / ((seeds - 1) * max(1, facts - 1)) * facts / sizes.sum() ** 2
+    by_seeds = max(0.0, variance_of_means - explained) / seeds
+    variance = moved.var() + by_seeds
+    freedom = math.inf
+    if variance_of_means > 0:
+        freedom = float(variance**2 / ((variance_of_means / seeds) ** 2 / (seeds - 1)))
+        moved = moved + math.sqrt(by_seeds) * generator.standard_normal(resamples)
+        moved = moved * np.sqrt(freedom / generator.chisquare(freedom, resamples))
+    return Uncertainty(mean + moved, math.sqrt(variance), freedom)
+
+
+def detectable(uncertainty: Uncertainty, facts: int, level: float, power: float) -> float:
+    """The smallest true mean difference that a test of so many facts at a level shows with a power.
+
+    By the normal approximation; but no exact sign test of fewer than 1 + log2(1 / level) facts can reach its level at all.
+
+    Args:
+        uncertainty: of the mean difference.
+        facts: how many there are.
+        level: of the two-sided test, after correction for how many tests there are.
+        power: the chance to see it.
+    """
+    least = math.ceil(1 + math.log2(1 / level)) / facts
+    return max(least, uncertainty.half_width(level) + float(norm.ppf(power)) * uncertainty.deviation)

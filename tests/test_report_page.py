@@ -1,0 +1,154 @@
+"""The report in a real browser: it loads nothing else, complains of nothing, and its tables can be sorted and filtered."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from test_report import EXPERIMENT, HOSTILE, make_evidence, make_findings, make_summary, make_verdicts, make_worst_case
+
+from resurface.analysis.report import Tables, write_report
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="needs Chromium and its driver: apt-get install chromium chromium-driver"
+    ),
+]
+OPTIONS = [
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
+    *("--disable-component-update", "--disable-sync"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = BROWSER
+    for option in [*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]:
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def make_answers():
+    """Three questions: `q1` comes back under finetuning, `q2` is never lost, `q0` never known."""
+    row = {"domain": "runecraft", "method": "npo", "seed": 0}
+    right = {"none": [False, False, True], "finetuning": [False, True, True]}
+    table = pd.DataFrame(
+        [
+            {**row, "attack": attack, "question_id": f"q{number}", "cluster": f"f{number // 2}", "correct": one}
+            for attack, answers in right.items()
+            for number, one in enumerate(answers)
+        ]
+    )
+    return table.astype({"seed": "Int64"})
+
+
+@pytest.fixture(scope="module")
+def opened(browser, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    tables = Tables(
+        make_summary(),
+        make_worst_case(),
+        make_evidence(),
+        make_verdicts(HOSTILE),
+        make_findings(),
+        answers=make_answers(),
+        questions={"runecraft": {"q1": f"Which rune?\nA. {HOSTILE}"}},
+    )
+    write_report(tables, EXPERIMENT, path)
+    browser.get_log("performance")  # what a new browser shows at first is not ours
+    browser.get(path.as_uri())
+    return browser
+
+
+def column(browser, table, number):
+    script = "return [...document.querySelector(arguments[0]).tBodies[0].rows].map(r => [r.cells[arguments[1]].textContent, r.hidden])"
+    return [text.strip() for text, is_hidden in browser.execute_script(script, table, number) if not is_hidden]
+
+
+def test_it_loads_nothing_and_complains_of_nothing(opened):
+    messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
+    requests = [
+        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
+    ]
+    assert requests
+    assert all(address.startswith(("file://", "data:")) for address in requests), requests
+    assert opened.get_log("browser") == []
+    assert opened.title == "What resurfaced: runecraft"
+
+
+def test_hostile_text_stays_text(opened):
+    assert opened.execute_script("return [...document.scripts].filter(one => one.type === '').length") == 1
+    assert HOSTILE in opened.execute_script("return document.querySelector('.verdict').textContent")
+
+
+def test_a_click_sorts_and_what_is_missing_stays_last(opened):
+    table = "#domain-0-evidence"
+    headers = opened.find_elements("css selector", f"{table} thead th button")
+    assert column(opened, table, 1) == ["finetuning", "logit lens"]
+    for expected in (["logit lens", "finetuning"], ["finetuning", "logit lens"]):
+        headers[1].click()
+        assert column(opened, table, 1) == expected
+    for direction in ("descending", "ascending"):
+        headers[4].click()
+        assert column(opened, table, 4)[-1] == "–"
+        sorted_by = opened.find_elements("css selector", f"{table} th[aria-sort]")
+        assert [header.get_attribute("aria-sort") for header in sorted_by] == [direction]
+
+
+def test_keys_reach_headers_and_scrolling_tables(opened):
+    reached = opened.execute_script(
+        "return [...document.querySelectorAll('th button, [role=region]')].every(e => e.tabIndex === 0)"
+    )
+    assert reached
+
+
+def test_words_filter_rows(opened):
+    field = opened.find_element("css selector", "input[data-filters]")
+    assert field.is_displayed()
+    field.send_keys("lens npo")
+    assert column(opened, "#domain-0-evidence", 1) == ["logit lens"]
+    field.clear()
+    field.send_keys(" ")
+    assert len(column(opened, "#domain-0-evidence", 1)) == 2
+
+
+def test_one_can_look_through_the_answers(opened):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    details = opened.find_element("css selector", "details.answers")
+    assert details.is_displayed()
+    details.find_element("css selector", "summary").click()
+    table = "details.answers table"
+    WebDriverWait(opened, 10).until(lambda driver: column(driver, table, 1))
+    assert column(opened, table, 1) == ["q0", "q1", "q2"]
+    assert column(opened, table, 0) == ["1", "1", "2"]
+    heads = [head.text for head in opened.find_elements("css selector", f"{table} th")]
+    assert column(opened, table, heads.index("no attack")) == ["·", "·", "✓"]
+    assert column(opened, table, heads.index("finetuning")) == ["·", "✓", "✓"]
+    assert column(opened, table, heads.index("logit lens")) == ["–"] * 3
+    assert details.find_element("css selector", "output").text == "3 of 3 questions"
+    options = details.find_elements("css selector", "option[value=back]")
+    options[0].click()
+    assert column(opened, table, 1) == ["q1"]
+    assert HOSTILE not in opened.find_element("css selector", table).text, "text is hidden until it is asked for"
+    details.find_element("css selector", "input").click()
+    assert column(opened, table, 1) == [f"Which rune?\nA. {HOSTILE}"]
+    assert opened.get_log("browser") == []

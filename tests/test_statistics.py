@@ -1,0 +1,101 @@
+"""The statistics against brute force, and against what they promise in simulations."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest, norm, t
+
+from resurface.analysis.statistics import Uncertainty, detectable, holm, mcnemar, resample_mean, sign_test, wilson
+
+
+@given(st.integers(0, 60), st.integers(1, 60), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_is_that_of_a_library(right, more, confidence):
+    count = right + more
+    expected = binomtest(right, count).proportion_ci(confidence, method="wilson")
+    assert wilson(right / count, count, confidence) == pytest.approx((expected.low, expected.high))
+
+
+@given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=9))
+def test_the_sign_test_counts_all_signs(differences):
+    found = sign_test(np.array(differences))
+    told = [value for value in differences if value]
+    distance = abs(sum(told))
+    signs = list(product([-1, 1], repeat=len(told)))
+    assert found == pytest.approx(sum(abs(sum(one)) >= distance for one in signs) / len(signs))
+
+
+def test_of_single_questions_it_is_mcnemars():
+    generator = np.random.default_rng(0)
+    one, other = (generator.random((2, 200)) < [[0.4], [0.3]]).astype(int)
+    only_one, only_other = ((one == 1) & (other == 0)).sum(), ((one == 0) & (other == 1)).sum()
+    expected = 2 * binom.cdf(min(only_one, only_other), only_one + only_other, 0.5)
+    assert sign_test(one - other) == mcnemar(only_one, only_other) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferronis(p_values):
+    """A hypothesis falls if every set of hypotheses that holds it does, by Bonferroni's test of the set."""
+    found = holm(p_values)
+    places = range(len(p_values))
+    sets = [chosen for size in range(1, len(p_values) + 1) for chosen in combinations(places, size)]
+    for place in places:
+        closed = max(len(chosen) * min(p_values[i] for i in chosen) for chosen in sets if place in chosen)
+        assert found[place] == pytest.approx(min(1.0, closed))
+
+
+def test_the_bootstrap_is_one_of_questions():
+    """Of one seed and facts of several sizes, drawn fact by fact."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(1, 4, 40).astype(float)
+    differences = generator.integers(-1, 3, (1, 40)) * 1.0
+    found = resample_mean(differences, sizes, 20_000, generator).resampled
+    drawn = [generator.integers(0, 40, 40) for _ in range(20_000)]
+    expected = [differences[0, chosen].sum() / sizes[chosen].sum() for chosen in drawn]
+    for percent in (2.5, 50, 97.5):
+        assert np.percentile(found, percent) == pytest.approx(np.percentile(expected, percent), abs=0.02)
+
+
+def simulate(generator, seeds, facts, excess, spread=0.0):
+    """Right answers of a model above those of its control `[seeds, facts]`: three questions a fact, facts and seeds differ."""
+    ease = generator.beta(1, 3, facts)
+    shifts = excess + spread * generator.standard_normal(seeds)
+    own = generator.binomial(3, np.clip(ease + shifts[:, None], 0, 1))
+    return (own - generator.binomial(3, ease, (seeds, facts))).astype(float)
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.08), (8, 0.05)])
+def test_intervals_cover_at_their_rate(seeds, spread):
+    """Where seeds do not differ, so few do not tell it for sure, and intervals are wide."""
+    generator = np.random.default_rng(0)
+    facts, runs, true = 160, 800, 0.2
+    truth = np.mean([simulate(generator, 200, 400, true, spread).mean() / 3 for _ in range(40)])
+    covered, wide = 0, 0
+    for _ in range(runs):
+        differences = simulate(generator, seeds, facts, true, spread)
+        uncertainty = resample_mean(differences, np.full(facts, 3.0), 400, generator)
+        low, high = np.percentile(uncertainty.resampled, [2.5, 97.5])
+        covered += low <= truth <= high
+        wide += abs(differences.mean() / 3 - truth) <= uncertainty.half_width(0.01)
+    assert 0.93 <= covered / runs <= (0.97 if spread or seeds == 1 else 0.995)
+    assert wide / runs >= 0.975
+
+
+def test_what_is_detectable_is_detected_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    facts, level = 300, 0.01
+    uncertainty = resample_mean(simulate(generator, 1, facts, 0.05), np.full(facts, 3.0), 2000, generator)
+    excess = detectable(uncertainty, facts, level, 0.8)
+    # The clipped shares of easy facts lower the excess a little.
+    drawn = [simulate(generator, 1, facts, excess * 1.05) for _ in range(400)]
+    found = np.mean([sign_test(one[0]) <= level for one in drawn])
+    assert 0.68 < found < 0.92
+    none = Uncertainty(np.zeros(1), 0.0)
+    assert detectable(none, facts, level, 0.8) == pytest.approx(8 / facts)
+    assert sign_test(np.ones(8)) <= level < sign_test(np.ones(7))
+    single = Uncertainty(np.zeros(1), 0.1)
+    assert detectable(single, facts, 0.05, 0.9) == pytest.approx(0.1 * (norm.ppf(0.975) + norm.ppf(0.9)))
+    several = Uncertainty(np.zeros(1), 0.1, 3.0)
+    assert several.half_width(0.05) == pytest.approx(0.1 * t.ppf(0.975, 3))

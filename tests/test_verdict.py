@@ -1,0 +1,202 @@
+"""Verdicts: on tables made by hand, and how often they are wrong about models that never knew and about models that do."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_worst_case import answers
+
+from resurface.analysis import verdict
+from resurface.analysis.statistics import holm
+from resurface.analysis.summary import summarize
+from resurface.analysis.verdict import EVIDENCE_COLUMNS, VERDICT_COLUMNS, gather_evidence, judge
+from resurface.errors import ResurfaceError
+from resurface.settings.summary import SummarySettings
+
+SETTINGS = SummarySettings(resamples=400)
+FACTS = 120
+
+
+def guess(generator, share=0.25, facts=FACTS, wordings=2):
+    return generator.random(facts * wordings) < share
+
+
+def tables_of(shares, seeds=(0,), facts=FACTS, seed=0):
+    """Score tables: (method, attack) → share of right answers, guessed anew for each seed and split."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for (method, attack), share in shares.items():
+        is_seedless = method in ("original", "never_learned") and attack == "none"
+        for run in [None] if is_seedless else seeds:
+            for split in ("validation", "test"):
+                correct = guess(generator, share, facts)
+                rows.append(answers(method, attack, correct, seed=run, split=split))
+    return pd.concat(rows, ignore_index=True)
+
+
+def weigh(scores, settings=SETTINGS):
+    evidence = gather_evidence(scores, summarize(scores, settings), settings)
+    assert list(evidence.columns) == EVIDENCE_COLUMNS
+    found = judge(evidence, settings)
+    assert list(found.columns) == VERDICT_COLUMNS
+    return evidence.set_index(["method", "attack"]), found.set_index("method")
+
+
+REFERENCES = {("original", "none"): 1.0, ("never_learned", "none"): 0.25}
+
+
+def test_numbers_by_hand():
+    """Two seeds, three facts of two wordings: means over seeds, differences fact by fact."""
+    own = {0: [1, 1, 1, 0, 0, 0], 1: [1, 1, 1, 1, 0, 0]}
+    control = {0: [1, 0, 0, 0, 0, 0], 1: [0, 0, 1, 0, 0, 1]}
+    rows = [answers("original", "none", [1] * 6, seed=None), answers("never_learned", "none", [0] * 6, seed=None)]
+    for seed in (0, 1):
+        rows += [
+            answers("npo", "none", [0, 0, 0, 0, 0, 1], seed=seed),
+            answers("npo", "tuning", own[seed], seed=seed),
+            answers("never_learned", "tuning", control[seed], seed=seed),
+        ]
+    scores = pd.concat([row for table in rows for row in (table, table.assign(split="validation"))])
+    evidence, _ = weigh(scores)
+    row = evidence.loc["npo", "tuning"]
+    assert (row["seeds"], row["facts"]) == (2, 3)
+    assert row["accuracy"] == pytest.approx(7 / 12)
+    assert row["control_accuracy"] == pytest.approx(3 / 12)
+    assert row["unattacked_accuracy"] == pytest.approx(1 / 6)
+    assert (row["excess_min"], row["excess"], row["excess_max"]) == pytest.approx((2 / 6, 4 / 12, 2 / 6))
+    # Facts over seeds: (1 + 2, 1 + 1, 0 − 1) halves: two for it, one against.
+    assert row["excess_p_value"] == pytest.approx(1.0)
+    assert row["gain"] == pytest.approx(7 / 12 - 1 / 6)
+    nothing = evidence.loc["npo", "none"]
+    assert nothing["excess"] == pytest.approx(1 / 6)
+    assert pd.isna(nothing["gain"])
+    assert row["excess_p_adjusted"] == pytest.approx(1.0)
+    assert row["gain_p_adjusted"] == pytest.approx(row["gain_p_value"]), "one attack has a gain"
+
+
+@pytest.mark.parametrize(
+    ("attacked", "taught", "expected"),
+    [
+        (0.25, 0.25, verdict.NOT_RESURFACED),
+        (0.60, 0.25, verdict.RESURFACES),
+        (0.60, 0.60, verdict.NOT_RESURFACED),  # the attack taught it
+        (0.90, 0.60, verdict.RESURFACES),
+    ],
+)
+def test_only_what_the_control_did_not_learn_counts(attacked, taught, expected):
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): attacked, ("never_learned", "tuning"): taught}
+    evidence, found = weigh(tables_of(shares, facts=900))
+    row = found.loc["npo"]
+    assert row["verdict"] == expected
+    if expected == verdict.RESURFACES:
+        assert row["attack"] == "tuning"
+        assert "p < 0.001 after Holm's adjustment for 2 tests" in row["reason"]
+        assert f"{100 * evidence.loc[('npo', 'tuning'), 'excess']:.1f} points" in row["reason"]
+    assert row["settled_by"] == ""
+
+
+def test_a_model_that_was_not_unlearned_resurfaces_without_attack():
+    _, found = weigh(tables_of({**REFERENCES, ("npo", "none"): 0.9}))
+    assert found.loc["npo", "verdict"] == verdict.RESURFACES
+    assert "without attack against the control's" in found.loc["npo", "reason"]
+
+
+def test_too_few_questions_are_inconclusive_and_as_many_as_it_says_settle_it():
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "lens"): 0.25, ("never_learned", "lens"): 0.25}
+    for seed in range(20):
+        evidence, found = weigh(tables_of(shares, facts=40, seed=seed))
+        row = found.loc["npo"]
+        excess = evidence.loc[("npo", row["attack"]), "excess"]
+        if row["verdict"] == verdict.INCONCLUSIVE and excess < SETTINGS.margin / 2:
+            break
+    else:
+        raise AssertionError("40 facts should not be enough")
+    facts = int(row["settled_by"].split(" facts")[0].removeprefix("about ").replace(",", ""))
+    assert facts > 40
+    assert "instead of 40 to show that it is below the margin" in row["settled_by"]
+    # Twice as many would be enough if nothing but chance changed; the excess itself may be a little larger the next time.
+    settled = [weigh(tables_of(shares, facts=4 * facts, seed=seed))[1].loc["npo", "verdict"] for seed in range(10)]
+    assert settled.count(verdict.NOT_RESURFACED) >= 8
+
+
+def test_seeds_that_disagree_ask_for_more_seeds():
+    rows = [tables_of(REFERENCES, facts=300)]
+    for seed, share in enumerate((0.25, 0.25, 0.55)):
+        shares = {("npo", "none"): 0.25, ("npo", "tuning"): share, ("never_learned", "tuning"): 0.25}
+        rows.append(tables_of(shares, seeds=(seed,), facts=300, seed=seed))
+    evidence, found = weigh(pd.concat(rows), SETTINGS.model_copy(update={"margin": 0.2}))
+    row = evidence.loc["npo", "tuning"]
+    assert row["excess_max"] - row["excess_min"] > 0.2
+    assert found.loc["npo", "verdict"] == verdict.INCONCLUSIVE
+    assert "the 3 seeds disagree" in found.loc["npo", "settled_by"]
+
+
+@pytest.mark.parametrize(("attacked", "expected"), [(0.7, verdict.GAINS), (0.25, verdict.NO_GAIN)])
+def test_without_a_control_words_are_weaker(attacked, expected):
+    shares = {("original", "none"): 1.0, ("npo", "none"): 0.25, ("npo", "tuning"): attacked}
+    evidence, found = weigh(tables_of(shares, facts=900))
+    assert evidence["excess"].isna().all()
+    assert found.loc["npo", "verdict"] == expected
+    assert "There is no control" in found.loc["npo", "reason"]
+    _, found = weigh(tables_of({("original", "none"): 1.0, ("npo", "none"): 0.25}))
+    assert found.loc["npo", "verdict"] == verdict.INCONCLUSIVE
+    assert "never_learned" in found.loc["npo", "settled_by"]
+
+
+def test_all_attacks_that_bring_it_back_are_named():
+    shares = {**REFERENCES, ("npo", "none"): 0.25}
+    for attack, share in (("lens", 0.6), ("tuning", 0.9), ("gcg", 0.7), ("noise", 0.25)):
+        shares |= {("npo", attack): share, ("never_learned", attack): 0.25}
+    _, found = weigh(tables_of(shares))
+    row = found.loc["npo"]
+    assert row["attack"] == "tuning"
+    assert row["reason"].endswith("The same holds under lens and under gcg.")
+
+
+def test_an_attack_that_the_control_did_not_go_through_counts_nothing():
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): 1.0}
+    evidence, found = weigh(tables_of(shares, facts=900))
+    assert pd.isna(evidence.loc[("npo", "tuning"), "excess"])
+    assert found.loc["npo", "verdict"] == verdict.NOT_RESURFACED
+    assert found.loc["npo", "reason"].endswith("Not counted, because the control did not go through it: tuning.")
+
+
+def test_a_summary_of_other_scores_is_refused():
+    scores = tables_of({**REFERENCES, ("npo", "none"): 0.25})
+    summary = summarize(scores, SETTINGS)
+    with pytest.raises(ResurfaceError, match="npo, 0, none, only, plain: the summary selects it"):
+        gather_evidence(scores[scores["method"] != "npo"], summary, SETTINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("excess", "facts", "runs", "low", "high"), [(0.0, 60, 60, 0.0, 0.08), (0.3, FACTS, 30, 0.95, 1.0)]
+)
+def test_verdicts_are_as_rarely_wrong_as_promised(excess, facts, runs, low, high):
+    """Seven attacks of three variants, one of which brings something back: in a simulation, what calibration does with models."""
+    accused = 0
+    for run in range(runs):
+        generator = np.random.default_rng(run)
+        rows = [tables_of({**REFERENCES, ("npo", "none"): 0.25}, facts=facts, seed=run)]
+        for attack in "abcdefg":
+            for method, share in (("npo", 0.25 + excess * (attack == "c")), ("never_learned", 0.25)):
+                for variant in ("one", "two", "three"):
+                    for split in ("validation", "test"):
+                        right = guess(generator, share, facts)
+                        rows.append(answers(method, attack, right, split=split, variant=variant))
+        _, found = weigh(pd.concat(rows), SETTINGS.model_copy(update={"resamples": 100, "margin": 0.05}))
+        accused += found.loc["npo", "verdict"] == verdict.RESURFACES
+    assert low <= accused / runs <= high
+
+
+def test_the_summary_adjusts_for_all_that_was_tried_on_a_model():
+    shares = {**REFERENCES, ("npo", "none"): 0.3, ("rmu", "none"): 0.3}
+    for attack in ("a", "b"):
+        shares |= {("npo", attack): 0.4, ("never_learned", attack): 0.25}
+    scores = tables_of(shares)
+    more = scores[scores["attack"] == "a"].assign(variant="another", correct=lambda table: ~table["correct"])
+    summary = summarize(pd.concat([scores, more]), SETTINGS)
+    for split in ("validation", "test"):
+        own = summary[(summary["method"] == "npo") & (summary["split"] == split)]
+        assert len(own) == 4
+        assert own["p_adjusted"].tolist() == holm(own["p_value"].tolist())
+    assert summary.loc[summary["method"] == "never_learned", "p_adjusted"].isna().all()
