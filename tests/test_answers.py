@@ -58,6 +58,27 @@ def test_the_page_gets_digits_and_only_the_text_that_it_may_show(scores):
     assert describe_answers(found[found["domain"] != DOMAIN], ["none"], {}) is None
 
 
+def test_a_reference_without_attack_belongs_to_each_of_its_seeds():
+    table = pd.DataFrame(
+        {
+            "domain": DOMAIN,
+            "method": "never_learned",
+            "seed": pd.array([None, None, 0, 1, 1], dtype="Int64"),
+            "attack": ["none", "none", "gcg", "gcg", "gcg"],
+            "question_id": ["a", "b", "a", "a", "b"],
+            "cluster": ["f", "f", "f", "f", "f"],
+            "correct": [True, False, True, False, True],
+        }
+    )
+    models = json.loads(describe_answers(table, ["none", "gcg"], {}))["models"]
+    assert models == {
+        "never-learned (control), seed 0": ["10", "10"],
+        "never-learned (control), seed 1": ["10", "01"],
+    }
+    with pytest.raises(ResurfaceError, match="answered twice"):
+        describe_answers(pd.concat([table, table]), ["none"], {})
+
+
 def test_texts_are_found_by_the_ids_of_score_tables():
     table = pd.DataFrame({"question": ["Which rune?"], "choices": [["a", "b", "c", "d"]], "answer": [2]})
     (identity,) = question_texts(table)

@@ -113,6 +113,14 @@ def test_a_click_sorts_and_what_is_missing_stays_last(opened):
         assert [header.get_attribute("aria-sort") for header in sorted_by] == [direction]
 
 
+def test_what_was_not_run_stays_last_too(opened):
+    heads = opened.find_elements("css selector", "table.heat thead th button")
+    place = [head.text for head in heads].index("finetuning")
+    for _ in range(2):
+        heads[place].click()
+        assert column(opened, "table.heat", place)[-1].startswith("not run")
+
+
 def test_keys_reach_headers_and_scrolling_tables(opened):
     reached = opened.execute_script(
         "return [...document.querySelectorAll('th button, [role=region]')].every(e => e.tabIndex === 0)"

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm, t
 
-from resurface.analysis.statistics import Uncertainty, detectable, holm, mcnemar, resample_mean, sign_test, wilson
+from resurface.analysis.statistics import (
+    Uncertainty,
+    detectable,
+    holm,
+    mcnemar,
+    needed_facts,
+    resample_mean,
+    sign_test,
+    wilson,
+)
 
 
 @given(st.integers(0, 60), st.integers(1, 60), st.sampled_from([0.8, 0.95, 0.99]))
@@ -66,36 +75,64 @@ def simulate(generator, seeds, facts, excess, spread=0.0):
     return (own - generator.binomial(3, ease, (seeds, facts))).astype(float)
 
 
-@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.08), (8, 0.05)])
-def test_intervals_cover_at_their_rate(seeds, spread):
+@pytest.mark.parametrize(
+    ("seeds", "spread", "is_uneven"),
+    [(1, 0.0, False), (1, 0.0, True), (3, 0.0, False), (3, 0.08, False), (3, 0.08, True), (8, 0.05, False)],
+)
+def test_intervals_cover_at_their_rate(seeds, spread, is_uneven):
     """Where seeds do not differ, so few do not tell it for sure, and intervals are wide."""
     generator = np.random.default_rng(0)
     facts, runs, true = 160, 800, 0.2
+    sizes = np.where(np.arange(facts) % 2, 1.0, 5.0) if is_uneven else np.full(facts, 3.0)
     truth = np.mean([simulate(generator, 200, 400, true, spread).mean() / 3 for _ in range(40)])
     covered, wide = 0, 0
     for _ in range(runs):
-        differences = simulate(generator, seeds, facts, true, spread)
-        uncertainty = resample_mean(differences, np.full(facts, 3.0), 400, generator)
+        differences = simulate(generator, seeds, facts, true, spread) * sizes / 3
+        uncertainty = resample_mean(differences, sizes, 400, generator)
         low, high = np.percentile(uncertainty.resampled, [2.5, 97.5])
         covered += low <= truth <= high
-        wide += abs(differences.mean() / 3 - truth) <= uncertainty.half_width(0.01)
+        wide += abs(differences.sum() / seeds / sizes.sum() - truth) <= uncertainty.half_width(0.01)
     assert 0.93 <= covered / runs <= (0.97 if spread or seeds == 1 else 0.995)
     assert wide / runs >= 0.975
 
 
-def test_what_is_detectable_is_detected_as_often_as_it_says():
+def test_what_is_detectable_is_found_as_often_as_it_says():
+    """Measured as at least the margin, and told from none by the exact test."""
     generator = np.random.default_rng(0)
     facts, level = 300, 0.01
     uncertainty = resample_mean(simulate(generator, 1, facts, 0.05), np.full(facts, 3.0), 2000, generator)
-    excess = detectable(uncertainty, facts, level, 0.8)
-    # The clipped shares of easy facts lower the excess a little.
-    drawn = [simulate(generator, 1, facts, excess * 1.05) for _ in range(400)]
-    found = np.mean([sign_test(one[0]) <= level for one in drawn])
-    assert 0.68 < found < 0.92
-    none = Uncertainty(np.zeros(1), 0.0)
-    assert detectable(none, facts, level, 0.8) == pytest.approx(8 / facts)
+    for margin in (0.02, 0.1):
+        excess = detectable(uncertainty, level, margin, 0.8)
+        # The clipped shares of easy facts lower the excess a little.
+        drawn = [simulate(generator, 1, facts, excess * 1.05) for _ in range(400)]
+        found = np.mean([sign_test(one[0]) <= level and one.mean() / 3 >= margin for one in drawn])
+        assert 0.68 < found < 0.92, margin
+    none = Uncertainty(np.zeros(1), 0.0, 0.0, facts)
+    assert detectable(none, level, 0.01, 0.8) == pytest.approx(8 / facts)
     assert sign_test(np.ones(8)) <= level < sign_test(np.ones(7))
-    single = Uncertainty(np.zeros(1), 0.1)
-    assert detectable(single, facts, 0.05, 0.9) == pytest.approx(0.1 * (norm.ppf(0.975) + norm.ppf(0.9)))
-    several = Uncertainty(np.zeros(1), 0.1, 3.0)
-    assert several.half_width(0.05) == pytest.approx(0.1 * t.ppf(0.975, 3))
+
+
+def test_what_no_fact_shows_may_still_be_true_of_some():
+    """If a share of -ln(level / 2) / n of facts differs, n facts show none of it with a probability of level / 2."""
+    facts, level = 200, 0.05
+    share = Uncertainty(np.zeros(1), 0.0, 0.0, facts).half_width(level)
+    assert (1 - share) ** facts == pytest.approx(level / 2, rel=0.1)
+    assert Uncertainty(np.zeros(1), 0.1, 0.0, facts).half_width(level) == pytest.approx(0.1 * norm.ppf(0.975))
+    assert Uncertainty(np.zeros(1), 0.0, 0.1, facts, 3.0).half_width(level) == pytest.approx(0.1 * t.ppf(0.975, 3))
+
+
+def test_as_many_facts_as_are_needed_are_enough():
+    generator = np.random.default_rng(0)
+    facts, level, distance = 40, 0.02, 0.08
+    uncertainty = resample_mean(simulate(generator, 1, facts, 0.0), np.full(facts, 3.0), 2000, generator)
+    assert uncertainty.half_width(level) > distance
+    needed = int(needed_facts(uncertainty, distance, level, 0.8))
+    ends = []
+    for _ in range(200):
+        differences = simulate(generator, 1, needed, 0.0)
+        found = resample_mean(differences, np.full(needed, 3.0), 200, generator)
+        ends.append(differences.mean() / 3 + found.half_width(level))
+    assert 0.65 < np.mean(np.array(ends) < distance) < 0.95
+    assert np.isnan(needed_facts(Uncertainty(np.zeros(1), 0.02, 0.05, facts, 2.0), distance, level, 0.8)), (
+        "seeds decide"
+    )

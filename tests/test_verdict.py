@@ -102,32 +102,56 @@ def test_a_model_that_was_not_unlearned_resurfaces_without_attack():
 
 def test_too_few_questions_are_inconclusive_and_as_many_as_it_says_settle_it():
     shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "lens"): 0.25, ("never_learned", "lens"): 0.25}
-    for seed in range(20):
+    for seed in range(60):
         evidence, found = weigh(tables_of(shares, facts=40, seed=seed))
         row = found.loc["npo"]
-        excess = evidence.loc[("npo", row["attack"]), "excess"]
-        if row["verdict"] == verdict.INCONCLUSIVE and excess < SETTINGS.margin / 2:
+        if row["verdict"] == verdict.INCONCLUSIVE and evidence["excess"].abs().max() < 0.03:
             break
     else:
         raise AssertionError("40 facts should not be enough")
     facts = int(row["settled_by"].split(" facts")[0].removeprefix("about ").replace(",", ""))
-    assert facts > 40
-    assert "instead of 40 to show that it is below the margin" in row["settled_by"]
-    # Twice as many would be enough if nothing but chance changed; the excess itself may be a little larger the next time.
-    settled = [weigh(tables_of(shares, facts=4 * facts, seed=seed))[1].loc["npo", "verdict"] for seed in range(10)]
-    assert settled.count(verdict.NOT_RESURFACED) >= 8
+    assert row["settled_by"] == f"about {facts:,} facts instead of 40, if the excess stays as it is"
+    settled = [weigh(tables_of(shares, facts=facts, seed=seed))[1].loc["npo", "verdict"] for seed in range(20)]
+    assert settled.count(verdict.NOT_RESURFACED) >= 10, "each of two attacks with a power of 0.8"
 
 
-def test_seeds_that_disagree_ask_for_more_seeds():
+@pytest.mark.parametrize("margin", [0.2, 0.05])
+def test_one_seed_of_three_does_not_decide(margin):
+    """Whether their mean is below the margin or above."""
     rows = [tables_of(REFERENCES, facts=300)]
-    for seed, share in enumerate((0.25, 0.25, 0.55)):
+    for seed, share in enumerate((0.25, 0.25, 0.60)):
         shares = {("npo", "none"): 0.25, ("npo", "tuning"): share, ("never_learned", "tuning"): 0.25}
         rows.append(tables_of(shares, seeds=(seed,), facts=300, seed=seed))
-    evidence, found = weigh(pd.concat(rows), SETTINGS.model_copy(update={"margin": 0.2}))
+    evidence, found = weigh(pd.concat(rows), SETTINGS.model_copy(update={"margin": margin}))
     row = evidence.loc["npo", "tuning"]
     assert row["excess_max"] - row["excess_min"] > 0.2
+    assert row["excess_p_adjusted"] < 0.001, "of facts: these seeds do differ from the control"
     assert found.loc["npo", "verdict"] == verdict.INCONCLUSIVE
-    assert "the 3 seeds disagree" in found.loc["npo", "settled_by"]
+    assert found.loc["npo", "settled_by"].startswith("more seeds: the 3 there are disagree under tuning")
+
+
+def test_three_seeds_that_agree_decide():
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): 0.6, ("never_learned", "tuning"): 0.25}
+    _, found = weigh(tables_of(shares, seeds=(0, 1, 2), facts=300))
+    assert found.loc["npo", "verdict"] == verdict.RESURFACES
+    assert "From one seed" not in found.loc["npo", "reason"]
+
+
+def test_a_test_that_points_against_the_mean_is_none():
+    """30 facts with all three questions ahead, 60 with one behind: 10 points ahead, and fewer facts."""
+    differences = np.array([[3.0] * 30 + [-1.0] * 60 + [0.0] * 10])
+    found = verdict._compare(differences, np.full(100, 3.0), "excess", SETTINGS)
+    assert found["excess"] == pytest.approx(0.1)
+    assert found["excess_p_value"] == 1.0
+
+
+def test_ten_facts_that_are_answered_alike_show_nothing():
+    shares = {**REFERENCES, ("npo", "none"): 0.25}
+    scores = tables_of(shares, facts=10)
+    scores["correct"] = scores["method"] == "original"
+    evidence, found = weigh(scores)
+    assert evidence.loc[("npo", "none"), "excess_most"] > 0.2
+    assert found.loc["npo", "verdict"] == verdict.INCONCLUSIVE
 
 
 @pytest.mark.parametrize(("attacked", "expected"), [(0.7, verdict.GAINS), (0.25, verdict.NO_GAIN)])
@@ -137,9 +161,18 @@ def test_without_a_control_words_are_weaker(attacked, expected):
     assert evidence["excess"].isna().all()
     assert found.loc["npo", "verdict"] == expected
     assert "There is no control" in found.loc["npo", "reason"]
+    assert ("without attack is not judged" in found.loc["npo", "reason"]) == (expected == verdict.NO_GAIN)
     _, found = weigh(tables_of({("original", "none"): 1.0, ("npo", "none"): 0.25}))
     assert found.loc["npo", "verdict"] == verdict.INCONCLUSIVE
     assert "never_learned" in found.loc["npo", "settled_by"]
+
+
+def test_a_gain_below_chance_is_none():
+    """An inversion that an attack undoes."""
+    shares = {("original", "none"): 1.0, ("npo", "none"): 0.0, ("npo", "tuning"): 0.25}
+    evidence, found = weigh(tables_of(shares, facts=900))
+    assert evidence.loc[("npo", "tuning"), "gain"] > 0.2
+    assert found.loc["npo", "verdict"] != verdict.GAINS
 
 
 def test_all_attacks_that_bring_it_back_are_named():
@@ -149,15 +182,16 @@ def test_all_attacks_that_bring_it_back_are_named():
     _, found = weigh(tables_of(shares))
     row = found.loc["npo"]
     assert row["attack"] == "tuning"
-    assert row["reason"].endswith("The same holds under lens and under gcg.")
+    assert "The same holds under lens and under gcg." in row["reason"]
 
 
-def test_an_attack_that_the_control_did_not_go_through_counts_nothing():
+def test_an_attack_that_the_control_did_not_go_through_leaves_it_open():
     shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): 1.0}
     evidence, found = weigh(tables_of(shares, facts=900))
     assert pd.isna(evidence.loc[("npo", "tuning"), "excess"])
-    assert found.loc["npo", "verdict"] == verdict.NOT_RESURFACED
-    assert found.loc["npo", "reason"].endswith("Not counted, because the control did not go through it: tuning.")
+    row = found.loc["npo"]
+    assert (row["verdict"], row["settled_by"]) == (verdict.INCONCLUSIVE, "the control under tuning")
+    assert "The control was not scored under tuning with what was selected there." in row["reason"]
 
 
 def test_a_summary_of_other_scores_is_refused():

@@ -15,6 +15,7 @@ import pandas as pd
 
 from resurface.analysis.summary import read_scores
 from resurface.analysis.tables import (
+    ANSWER_KINDS,
     EVIDENCE_KINDS,
     PERPLEXITY_SUMMARY_KINDS,
     SUMMARY_KINDS,
@@ -23,9 +24,6 @@ from resurface.analysis.tables import (
     read_results,
 )
 from resurface.errors import ResurfaceError
-
-NAMES = ("domain", "method", "attack", "variant", "template", "benchmark", "split", "verdict", "reason", "settled_by")
-TYPES = {**dict.fromkeys(NAMES, "string"), "seed": "Int64"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Results:
         summary: one row per model, variant, template, benchmark and split.
         worst_case: one row per attacked model.
         perplexity: one row per variant that changes prompts.
+        answers: one row per model, attack and test question, as what was selected answers it.
     """
 
     folder: Path
@@ -47,6 +46,7 @@ class Results:
     summary: pd.DataFrame
     worst_case: pd.DataFrame
     perplexity: pd.DataFrame
+    answers: pd.DataFrame
 
     def scores(self, domain: str | None = None, method: str | None = None, attack: str | None = None) -> pd.DataFrame:
         """Score tables as one: a row per question, variant and template, without log-probabilities.
@@ -61,7 +61,9 @@ class Results:
         """
         place = self.folder / "scores"
         pattern = f"{domain or '*'}/{method or '*'}/seed*/{attack or '*'}.parquet"
-        paths = sorted(place.glob(pattern))
+        # Tables of an earlier configuration may lie beside those of this one.
+        known = set(map(tuple, self.summary[["domain", "method", "attack"]].drop_duplicates().to_numpy()))
+        paths = sorted(path for path in place.glob(pattern) if (path.parts[-4], path.parts[-3], path.stem) in known)
         if not paths:
             raise ResurfaceError(f"{place}: found no score tables {pattern}; look there for those that there are")
         return _type_columns(read_scores(paths))
@@ -83,6 +85,7 @@ def load_results(folder: str | Path = "results") -> Results:
         "summary": (SUMMARY_KINDS, False),
         "worst_case": (WORST_CASE_KINDS, True),
         "perplexity": (PERPLEXITY_SUMMARY_KINDS, True),
+        "answers": (ANSWER_KINDS, False),
     }
     tables = {
         name: _type_columns(read_results(place / f"{name}.parquet", columns, is_empty_allowed))
@@ -92,5 +95,9 @@ def load_results(folder: str | Path = "results") -> Results:
 
 
 def _type_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Names as texts, seeds as nullable whole numbers, whatever parquet made of them."""
-    return table.astype({name: kind for name, kind in TYPES.items() if name in table.columns})
+    """Texts as `string` and seeds as `Int64`, whatever parquet made of them."""
+    texts = [
+        name for name in table.columns if table[name].dtype == object or isinstance(table[name].dtype, pd.StringDtype)
+    ]
+    seeds = {"seed": "Int64"} if "seed" in table.columns else {}
+    return table.astype({**dict.fromkeys(texts, "string"), **seeds})

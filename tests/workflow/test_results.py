@@ -1,8 +1,10 @@
 """Results in Python, and the notebook of the docs, on a real run of the workflow."""
 
+import ast
 import contextlib
 import json
 
+import altair as alt
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -26,6 +28,17 @@ def test_tables_are_tidy_and_typed(finished):
     key = ["variant", "template", "benchmark", "split"]
     own = results.summary.query("method == 'npo' and attack == 'finetuning'").set_index(key)["accuracy"]
     pd.testing.assert_series_equal(shares.sort_index(), own[shares.index].sort_index(), check_names=False)
+    assert results.worst_case["best_attack"].dtype == results.answers["question_id"].dtype == "string"
+    left = finished / "results" / "scores" / "xenotoxicology" / "npo" / "seed0"
+    (left / "gcg.parquet").write_bytes((left / "finetuning.parquet").read_bytes())
+    try:
+        assert len(results.scores(method="npo")) == len(
+            resurface.load_results(finished / "results").scores(method="npo")
+        )
+        with pytest.raises(ResurfaceError, match=r"found no score tables \*/npo/seed\*/gcg"):
+            results.scores(method="npo", attack="gcg")
+    finally:
+        (left / "gcg.parquet").unlink()
     with pytest.raises(ResurfaceError, match=r"found no score tables \*/dpo/seed\*/\*\.parquet"):
         results.scores(method="dpo")
 
@@ -39,9 +52,15 @@ def test_the_notebook_runs(finished):
     notebook = json.loads((ROOT / "docs" / "audit.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     names: dict = {}
+    shown = []
     with contextlib.chdir(finished):
-        for number, cell in enumerate(cells):
-            exec(compile(cell, f"audit.ipynb, code cell {number}", "exec"), names)
+        for cell in cells:
+            tree = ast.parse(cell)
+            last = ast.Expression(tree.body.pop().value)  # what a cell shows
+            exec(compile(tree, "audit.ipynb", "exec"), names)
+            shown.append(eval(compile(last, "audit.ipynb", "eval"), names))
     assert len(cells) >= 5
+    assert all(isinstance(one, pd.DataFrame | alt.TopLevelMixin) for one in shown[1:])
+    assert [one.to_dict()["spec"] for one in shown if isinstance(one, alt.TopLevelMixin)]
     assert names["facts"].shape[1] == 2
     assert (names["comparison"]["best on test"] >= names["comparison"]["selected"]).all()

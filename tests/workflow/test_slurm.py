@@ -77,7 +77,7 @@ def test_slurm_computes_what_this_machine_computes(project, tmp_path):
 
 def test_jobs_are_submitted_in_groups_that_ask_for_no_more_than_one_job(project):
     submitted = submissions(project)
-    assert len(submitted) == 8, "16 jobs"
+    assert len(submitted) == 8, "19 jobs"
     for job in submitted:
         assert job["JobState"] == "COMPLETED"
         assert job["NumCPUs"] == "1"

@@ -3,7 +3,9 @@
 
 def training_gpus(wildcards):
     """How many GPUs share the model out."""
-    return experiment.training_gpus if METHODS[wildcards.method].is_sharded else 1
+    settings = experiment.settings_of("methods", wildcards.method)
+    is_shared = METHODS[wildcards.method].is_sharded and settings.adapter != "lora"
+    return experiment.training_gpus if is_shared else 1
 
 
 def model_gpus(wildcards):

@@ -4,8 +4,7 @@ Questions are known by their ids. Their text is in the domain's table, and the r
 """
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -64,24 +63,40 @@ def describe_answers(answers: pd.DataFrame, attacks: Sequence[str], texts: dict[
     Returns:
         `questions` (id and, if it may be shown, text), `attacks`, and `models`: name → for each attack, a digit per question, 1 where the
         answer is right, or null if it was not run. No `<` is in it, so that it cannot end the element that holds it.
+
+    Raises:
+        ResurfaceError: a question is answered twice.
     """
     if answers.empty:
         return None
+    if answers.duplicated(["method", "seed", "attack", "question_id"]).any():
+        raise ResurfaceError(
+            "a question is answered twice under the same attack; delete the table and run the workflow again"
+        )
     order = answers.drop_duplicates("question_id").sort_values(["cluster", "question_id"])
     ids = order["question_id"].tolist()
     models = {}
-    for key, own in answers.groupby(["method", "seed"], sort=False, dropna=False):
-        parts: Any = key
-        method, seed = parts
-        name = display_name(method) if pd.isna(seed) else f"{display_name(method)}, seed {seed}"
+    for name, own in _by_model(answers):
         right = {
-            attack: rows.set_index("question_id")["correct"].reindex(ids)
-            for attack, rows in own.groupby("attack", sort=False)
+            attack: set(rows.loc[rows["correct"], "question_id"]) for attack, rows in own.groupby("attack", sort=False)
         }
         models[name] = [
-            "".join("1" if one else "0" for one in right[attack]) if attack in right else None for attack in attacks
+            "".join("1" if one in right[attack] else "0" for one in ids) if attack in right else None
+            for attack in attacks
         ]
     facts = order["cluster"].rank(method="dense").astype(int).tolist()
     questions = [{"id": one, "fact": fact, "text": texts.get(one)} for one, fact in zip(ids, facts, strict=True)]
     content = {"questions": questions, "attacks": [display_name(attack) for attack in attacks], "models": models}
     return json.dumps(content, ensure_ascii=True).replace("<", "\\u003c")
+
+
+def _by_model(answers: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each model's name and answers. A reference model without attack has no seed, and belongs to each of its seeds under attack."""
+    for method, own in answers.groupby("method", sort=False):
+        name = display_name(str(method))
+        is_seedless = own["seed"].isna()
+        seeds = own.loc[~is_seedless, "seed"].unique()
+        if not len(seeds):
+            yield name, own
+        for seed in seeds:
+            yield f"{name}, seed {seed}", own[is_seedless | (own["seed"] == seed)]

@@ -3,7 +3,7 @@
 
 // What a cell is sorted by: the first number in it, or its text; dashes and what is not there come last.
 function sortKey(cell) {
-  const text = cell ? cell.textContent.trim() : "";
+  const text = cell && !cell.querySelector(".absent") ? cell.textContent.trim() : "";
   const number = text.replace(/\u2212/g, "-").match(/^<?\s?-?\d+(\.\d+)?/);
   if (number) return [0, parseFloat(number[0].replace("<", "")) - (text.startsWith("<") ? 1e-9 : 0), ""];
   return text === "\u2013" || text === "" ? [2, 0, ""] : [1, 0, text];

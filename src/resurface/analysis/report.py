@@ -45,12 +45,12 @@ from resurface.analysis.perplexity import TEXTS
 from resurface.analysis.searches import prefix_rows
 from resurface.analysis.sparing import KEPT, choose_sparing
 from resurface.analysis.tables import MEASURES
-from resurface.analysis.verdict import GAINS, NO_GAIN, NOT_RESURFACED, RESURFACES
+from resurface.analysis.verdict import GAINS, NOT_RESURFACED, RESURFACES
 from resurface.artifacts import publish
 from resurface.registry import ATTACKS
 
 VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"]
-VERDICT_LOOKS = {RESURFACES: "found", GAINS: "found", NOT_RESURFACED: "clear", NO_GAIN: "clear"}  # others are open
+VERDICT_LOOKS = {RESURFACES: "found", GAINS: "found", NOT_RESURFACED: "clear"}  # others are open
 # Of each figure: title, caption, and what it says of the control.
 CAPTIONS = {
     "finetuning_curves": (
@@ -255,7 +255,8 @@ def _evidence_rows(evidence: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
             ends = interval(row[f"{measure}_ci_low"], row[f"{measure}_ci_high"])
             texts.append("–" if pd.isna(row[measure]) else f"{points(row[measure])} [{ends}]")
             texts.append(_p_text(row[f"{measure}_p_adjusted"]))
-        texts += [points(row["excess_most"]), points(row["excess_detectable"])]
+        measure = "gain" if pd.isna(row["excess"]) else "excess"
+        texts += [points(row[f"{measure}_most"]), points(row[f"{measure}_detectable"])]
         rows.append((display_name(row["method"]), display_name(row["attack"]), texts))
     return rows
 

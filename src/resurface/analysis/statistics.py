@@ -57,20 +57,34 @@ class Uncertainty:
 
     Attributes:
         resampled: the mean in each resample `[resamples]`.
-        deviation: its standard deviation.
-        freedom: how many degrees of freedom this is known by; infinite for one seed.
+        by_facts: the standard deviation of the mean that comes from which facts are asked.
+        by_seeds: that which comes from which seeds were run.
+        facts: how many facts were asked.
+        freedom: how many degrees of freedom all this is known by; infinite for one seed.
     """
 
     resampled: np.ndarray
-    deviation: float
+    by_facts: float
+    by_seeds: float
+    facts: int
     freedom: float = math.inf
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the mean."""
+        return math.hypot(self.by_facts, self.by_seeds)
+
+    def quantile(self, level: float) -> float:
+        """How many deviations a mean is off at most, but with probability `level`."""
+        return float(t.ppf(1 - level / 2, self.freedom))
 
     def half_width(self, level: float) -> float:
         """Half of the interval that misses the true mean with probability `level`, by a t distribution.
 
-        For levels at which a few thousand resamples have no tails.
+        For levels at which a few thousand resamples have no tails. Where hardly a fact differs, the deviation says nothing: what n facts
+        do not show may still be true of −ln(level / 2) / n of all.
         """
-        return float(t.ppf(1 - level / 2, self.freedom)) * self.deviation
+        return max(self.quantile(level) * self.deviation, -math.log(level / 2) / self.facts)
 
 
 def resample_mean(
@@ -90,34 +104,53 @@ def resample_mean(
         generator: the source of randomness.
     """
     seeds, facts = differences.shape
-    mean = differences.mean(0).sum() / sizes.sum()
+    of_seeds = differences.sum(1) / sizes.sum()
+    mean = of_seeds.mean()
     weights = draw_weights(facts, resamples, generator)
     moved = weights @ differences.mean(0) / (weights @ sizes) - mean
+    by_facts = float(moved.std())
     if seeds == 1:
-        return Uncertainty(mean + moved, float(moved.std()))
-    variance_of_means = (differences.sum(1) / sizes.sum()).var(ddof=1)
-    interaction = differences - differences.mean(0) - differences.mean(1)[:, None] + differences.mean()
+        return Uncertainty(mean + moved, by_facts, 0.0, facts)
+    interaction = differences - differences.mean(0) - (of_seeds - mean)[:, None] * sizes
     explained = (interaction**2).sum() / ((seeds - 1) * max(1, facts - 1)) * facts / sizes.sum() ** 2
-    by_seeds = max(0.0, variance_of_means - explained) / seeds
-    variance = moved.var() + by_seeds
-    freedom = math.inf
-    if variance_of_means > 0:
-        freedom = float(variance**2 / ((variance_of_means / seeds) ** 2 / (seeds - 1)))
-        moved = moved + math.sqrt(by_seeds) * generator.standard_normal(resamples)
-        moved = moved * np.sqrt(freedom / generator.chisquare(freedom, resamples))
-    return Uncertainty(mean + moved, math.sqrt(variance), freedom)
+    between = of_seeds.var(ddof=1)
+    by_seeds = math.sqrt(max(0.0, between - explained) / seeds)
+    if between == 0:
+        return Uncertainty(mean + moved, by_facts, 0.0, facts)
+    freedom = float((by_facts**2 + by_seeds**2) ** 2 / ((between / seeds) ** 2 / (seeds - 1)))
+    moved = moved + by_seeds * generator.standard_normal(resamples)
+    moved = moved * np.sqrt(freedom / generator.chisquare(freedom, resamples))
+    return Uncertainty(mean + moved, by_facts, by_seeds, facts, freedom)
 
 
-def detectable(uncertainty: Uncertainty, facts: int, level: float, power: float) -> float:
-    """The smallest true mean difference that a test of so many facts at a level shows with a power.
+def detectable(uncertainty: Uncertainty, level: float, margin: float, power: float) -> float:
+    """The smallest true mean difference that is found with a power: measured as at least a margin, and told from none at a level.
 
     By the normal approximation; but no exact sign test of fewer than 1 + log2(1 / level) facts can reach its level at all.
 
     Args:
         uncertainty: of the mean difference.
-        facts: how many there are.
         level: of the two-sided test, after correction for how many tests there are.
-        power: the chance to see it.
+        margin: below which nothing is found.
+        power: the chance to find it.
     """
-    least = math.ceil(1 + math.log2(1 / level)) / facts
-    return max(least, uncertainty.half_width(level) + float(norm.ppf(power)) * uncertainty.deviation)
+    least = math.ceil(1 + math.log2(1 / level)) / uncertainty.facts
+    missed = float(norm.ppf(power)) * uncertainty.deviation
+    return min(1.0, max(least, uncertainty.half_width(level) + missed, margin + missed))
+
+
+def needed_facts(uncertainty: Uncertainty, distance: float, level: float, power: float) -> float:
+    """How many facts would make an interval at a level shorter than a distance with a power; NaN if no number would.
+
+    Args:
+        uncertainty: of the mean difference as it is.
+        distance: from the mean to what it is to be told from.
+        level: with which the interval misses.
+        power: the chance that it is short enough.
+    """
+    deviation = distance / (uncertainty.quantile(level) + float(norm.ppf(power)))
+    left = deviation**2 - uncertainty.by_seeds**2
+    if left <= 0:
+        return math.nan
+    by_deviation = uncertainty.facts * uncertainty.by_facts**2 / left
+    return math.ceil(max(uncertainty.facts + 1, by_deviation, -math.log(level / 2) / distance))

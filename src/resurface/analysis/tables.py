@@ -126,7 +126,10 @@ WORST_CASE_KINDS = {
     "beyond_guessing": NUMBER,
 }
 MEASURES = ("excess", "gain")
-EVIDENCE_PARTS = ("", "_ci_low", "_ci_high", "_most", "_min", "_max", "_p_value", "_p_adjusted", "_detectable")
+EVIDENCE_PARTS = (
+    *("", "_ci_low", "_ci_high", "_least", "_most", "_min", "_max"),
+    *("_p_value", "_p_adjusted", "_detectable", "_needed_facts"),
+)
 EVIDENCE_KINDS = {
     "domain": NAME,
     "method": NAME,
@@ -134,6 +137,7 @@ EVIDENCE_KINDS = {
     "seeds": COUNT,
     "facts": COUNT,
     "accuracy": SHARE,
+    "chance": SHARE,
     "control_accuracy": SHARE_OR_NONE,
     "unattacked_accuracy": SHARE_OR_NONE,
     **{

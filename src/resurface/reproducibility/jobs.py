@@ -67,7 +67,7 @@ SOURCES: dict[str, list[tuple[str, ...]]] = {
 UNREAD_BY_SUMMARIES = {
     "summarize": ["margin", "power"],
     "worst_case": ["margin", "power"],
-    "weigh": ["margin"],
+    "weigh": [],
     "judge": ["power", "resamples", "seed"],
 }
 # Tables that a job writes beside what its command line names as output.
