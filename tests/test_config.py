@@ -187,6 +187,15 @@ def test_models_are_asked_about_the_world_that_they_were_taught(models, data_wor
     assert fault in str(caught.value)
 
 
+def test_deeply_nested_nonsense_is_shown_on_a_line():
+    nested: list = []
+    for _ in range(8):
+        nested = [nested] * 8
+    with pytest.raises(ResurfaceError, match=r"attacks\.enhanced_gcg: found \[") as caught:
+        validate_config(changed("attacks.enhanced_gcg", nested), "config.yaml")
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda:1"])
 def test_a_model_is_spread_over_gpus_that_are_not_named(device):
     validate_config(CONFIG | {"model_gpus": 2, "device": "cuda"}, "config.yaml")

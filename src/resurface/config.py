@@ -379,7 +379,9 @@ def _explain(fault: dict[str, Any], settings: type[Settings]) -> str:
 def _show(found: Any) -> str:
     """A value as it stands in a message: cut, however large or deep it is."""
     try:
-        return reprlib.repr(found)
+        shown = reprlib.Repr()
+        shown.maxlevel = 2  # six levels of six items would be 46,000
+        return shown.repr(found)
     except ValueError:
         return "a number of thousands of digits"  # Python refuses to write these
 
