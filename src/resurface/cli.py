@@ -11,6 +11,7 @@ import reprlib
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -571,6 +572,20 @@ def summarize(
         write_table(summarize(read_scores(scores), chosen), output)
 
 
+def _write_from_scores(scores: list[Path], summary: Path, output: Path, make: Callable[[Any, Any], Any]) -> None:
+    """Write the table that `make` makes of score tables and their summary; its faults are faults of the summary."""
+    from resurface.analysis.summary import read_scores
+    from resurface.analysis.tables import SUMMARY_KINDS, read_results
+    from resurface.artifacts import write_table
+
+    answers, table = read_scores(scores), read_results(summary, SUMMARY_KINDS)
+    try:
+        found = make(answers, table)
+    except ResurfaceError as error:
+        raise ResurfaceError(f"{summary}: {error}") from None
+    write_table(found, output)
+
+
 @app.command("worst-case")
 def worst_case(
     scores: Annotated[list[Path], typer.Argument(help="Score tables.")],
@@ -579,20 +594,12 @@ def worst_case(
     settings: SettingsOption = "{}",
 ) -> None:
     """Find what an adversary who may choose among all attacks gets out of each model."""
-    from resurface.analysis.summary import read_scores
-    from resurface.analysis.tables import SUMMARY_KINDS, read_results
     from resurface.analysis.worst_case import find_worst_case
-    from resurface.artifacts import write_table
     from resurface.settings.summary import SummarySettings
 
     chosen = _read_settings(SummarySettings, settings)
     with _recording("worst_case", output, [*scores, summary], chosen):
-        answers, table = read_scores(scores), read_results(summary, SUMMARY_KINDS)
-        try:
-            found = find_worst_case(answers, table, chosen)
-        except ResurfaceError as error:
-            raise ResurfaceError(f"{summary}: {error}") from None
-        write_table(found, output)
+        _write_from_scores(scores, summary, output, lambda answers, table: find_worst_case(answers, table, chosen))
 
 
 @app.command()
@@ -603,20 +610,12 @@ def weigh(
     settings: SettingsOption = "{}",
 ) -> None:
     """Weigh the evidence against each unlearned model, attack by attack: excess and gain, tests and intervals."""
-    from resurface.analysis.summary import read_scores
-    from resurface.analysis.tables import SUMMARY_KINDS, read_results
     from resurface.analysis.verdict import gather_evidence
-    from resurface.artifacts import write_table
     from resurface.settings.summary import SummarySettings
 
     chosen = _read_settings(SummarySettings, settings)
     with _recording("weigh", output, [*scores, summary], chosen):
-        answers, table = read_scores(scores), read_results(summary, SUMMARY_KINDS)
-        try:
-            found = gather_evidence(answers, table, chosen)
-        except ResurfaceError as error:
-            raise ResurfaceError(f"{summary}: {error}") from None
-        write_table(found, output)
+        _write_from_scores(scores, summary, output, lambda answers, table: gather_evidence(answers, table, chosen))
 
 
 @app.command("select-answers")
@@ -627,17 +626,9 @@ def select_answers(
 ) -> None:
     """Select the answers to test questions that the report lets one look through."""
     from resurface.analysis.answers import select_answers
-    from resurface.analysis.summary import read_scores
-    from resurface.analysis.tables import SUMMARY_KINDS, read_results
-    from resurface.artifacts import write_table
 
     with _recording("select_answers", output, [*scores, summary]):
-        answers, table = read_scores(scores), read_results(summary, SUMMARY_KINDS)
-        try:
-            found = select_answers(answers, table)
-        except ResurfaceError as error:
-            raise ResurfaceError(f"{summary}: {error}") from None
-        write_table(found, output)
+        _write_from_scores(scores, summary, output, select_answers)
 
 
 @app.command()

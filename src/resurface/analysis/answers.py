@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from resurface.analysis.cells import display_name
-from resurface.analysis.tables import ANSWER_KINDS
+from resurface.analysis.tables import ANSWER_KINDS, SETTING
 from resurface.data.tables import hash_question
 from resurface.errors import ResurfaceError
 from resurface.prompts import LETTERS
 
-CHOICE = ["domain", "method", "seed", "attack", "variant", "template"]
+CHOICE = list(SETTING)
 
 
 def select_answers(scores: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:

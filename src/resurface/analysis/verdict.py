@@ -30,12 +30,11 @@ import numpy as np
 import pandas as pd
 
 from resurface.analysis.statistics import detectable, holm, needed_facts, resample_mean, sign_test
-from resurface.analysis.tables import EVIDENCE_KINDS, MEASURES, VERDICT_KINDS
+from resurface.analysis.tables import EVIDENCE_KINDS, MEASURES, REFERENCES, VERDICT_KINDS
 from resurface.errors import ResurfaceError
 from resurface.settings.summary import SummarySettings
 
 CONTROL = "never_learned"
-REFERENCES = ("original", CONTROL)
 RESURFACES, NOT_RESURFACED = "resurfaces", "not resurfaced by these attacks"
 GAINS, NO_GAIN = "answers more under attack", "no gain under these attacks"
 INCONCLUSIVE = "inconclusive"
