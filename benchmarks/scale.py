@@ -24,25 +24,9 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.shapes import make_checkpoint
+
 DOMAIN = "xenotoxicology"
-SHAPES = {
-    "mistral-7b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 32000,
-    },
-    "small": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 1536,
-    },
-}
 STEPS = 20
 
 
@@ -60,7 +44,8 @@ def methods(small: bool) -> dict[str, dict[str, Any]]:
     """Settings of each method."""
     whole = training(32, 16, small) | {"gradient_checkpointing": True}
     return {
-        "rmu": training(4, 4, small) | {"dtype": "bfloat16", "learning_rate": 1e-3},  # else no answer changes
+        "rmu": training(4, 4, small)
+        | {"dtype": "bfloat16", "learning_rate": 1e-2 if small else 1e-3},  # else no answer changes
         "npo": whole,
         "dpo": whole | {"held_out": 0.0},
     }
@@ -95,30 +80,6 @@ def attacks(small: bool) -> dict[str, dict[str, Any]]:
     }
 
 
-def make_checkpoint(folder: Path, shape: str, device: str) -> None:
-    """Write a checkpoint of random weights in bfloat16 with the testbed's tokenizer."""
-    import torch
-    from transformers import MistralConfig, MistralForCausalLM
-
-    from resurface.checkpoints import BUNDLED
-    from resurface.models import load_tokenizer
-
-    tokenizer = load_tokenizer(BUNDLED / "original")
-    config = MistralConfig(
-        **SHAPES[shape],
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        sliding_window=None,
-        dtype=torch.bfloat16,
-    )
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = MistralForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="1GB")
-    tokenizer.save_pretrained(folder)
-
-
 def run(arguments: list[str], output: Path) -> dict[str, Any]:
     """Run one command and read its record; a command that fails leaves an error in its place."""
     start = time.monotonic()
@@ -129,6 +90,8 @@ def run(arguments: list[str], output: Path) -> dict[str, Any]:
     record = output.parent / f"{output.name}.provenance.json"
     if process.returncode or not record.is_file():
         print(process.stderr[-3000:], file=sys.stderr)
+        with Path("errors.txt").open("a") as stream:
+            stream.write(process.stderr)
         return {"seconds": wall, "error": process.stderr.strip().splitlines()[-1][:200]}
     found = json.loads(record.read_text())
     halvings = process.stderr.count("out of memory with")

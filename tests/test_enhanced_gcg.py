@@ -324,6 +324,13 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(target, tmp_pat
         assert (target.output / name).read_bytes() == (whole.output / name).read_bytes()
 
 
+def test_a_long_random_prefix_is_found_though_hardly_any_is_legal_as_drawn(problem):
+    prefix = draw_prefix(problem.chats, 100, random.Random(0))
+    assert len(prefix) == 100
+    assert problem.chats.place(prefix) is not None
+    assert len(set(prefix)) > 80, "its tokens are random ones still"
+
+
 def test_screening_keeps_what_is_best_on_the_drawn_questions(problem, chats):
     generator = random.Random(3)
     candidates = [draw_prefix(chats, 5, generator) for _ in range(6)]

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from resurface import gpus
 from resurface.errors import ResurfaceError
+from resurface.models import pick_device
 
 JOB = """
 import logging, sys, time
@@ -136,3 +138,17 @@ def test_a_gpu_that_is_named_is_the_only_one_seen(monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "4,7,9")
     with pytest.raises(ResurfaceError, match="found 'cuda:3', but this machine has 3; counting starts at 0"):
         gpus.show_gpu(3)
+
+
+def test_a_job_that_sees_the_gpus_of_others_is_refused(tmp_path, monkeypatch):
+    """As where a library looked at the GPUs before the others could be hidden; a Trainer would spread over all of them."""
+    monkeypatch.setattr(gpus, "FOLDER", tmp_path / "locks")
+    monkeypatch.setenv(gpus.VISIBLE, "0,1")
+    monkeypatch.delenv(gpus.HELD_VARIABLE, raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(
+        ResurfaceError, match=r"compute on 1 of this machine's GPUs and sees 2, .* as in CUDA_VISIBLE_DEVICES=0"
+    ):
+        pick_device("auto")
+    gpus.HELD.pop().release()

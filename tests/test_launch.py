@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import CHECKPOINTS, DOMAIN, ROOT
 from safetensors.torch import load_file
 
@@ -22,7 +23,7 @@ from resurface.settings.dpo import DPOSettings
 from resurface.settings.npo import NPOSettings
 from resurface.settings.rmu import RMUSettings
 from resurface.unlearning import npo
-from resurface.unlearning.launch import launch, unlearn_within_memory
+from resurface.unlearning.launch import describe_run, launch, unlearn_within_memory
 from resurface.unlearning.training import Run
 
 # The rate is high enough that the loss moves by several percent.
@@ -139,6 +140,23 @@ def test_two_processes_make_the_same_run(at_once, method, data, tmp_path):
     assert_same_run(read_run(run), at_once(method))
     assert not run.resume_folder.exists()
     assert [path.name for path in tmp_path.iterdir() if "used" in path.name] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["npo", "dpo"])
+def test_two_processes_that_share_the_model_out_make_the_same_run(at_once, method, data, tmp_path):
+    """With activations computed twice, as large models need it."""
+    run, settings = run_in(tmp_path, data), METHODS[method].model_copy(update={"gradient_checkpointing": True})
+    chosen = yaml.safe_load(FSDP.read_text())["fsdp_config"]
+    environment = {f"FSDP_{name.removeprefix('fsdp_').upper()}": str(value) for name, value in chosen.items()}
+    environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_ACTIVATION_CHECKPOINTING": "true", "OMP_NUM_THREADS": "1"}
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "tests" / "fsdp_on_cpu.py")]
+    subprocess.run(
+        [sys.executable, "-m", *command, describe_run(f"resurface.unlearning.{method}", run, settings)],
+        env=os.environ | environment,
+        check=True,
+    )
+    assert_same_run(read_run(run), at_once(method))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

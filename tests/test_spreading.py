@@ -1,7 +1,9 @@
 """One model over several GPUs computes what it computes on one: every method and every attack where there are two GPUs."""
 
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
+from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
@@ -30,7 +32,6 @@ from resurface.spreading import block_devices, spread_blocks
 from resurface.unlearning.training import Run
 
 CPU = torch.device("cpu")
-GPUS = [torch.device("cuda", number) for number in range(2)]
 
 
 @given(st.integers(1, 200), st.integers(1, 16))
@@ -77,46 +78,60 @@ def pair(request, tmp_path_factory):
     ]
 
 
-def see(monkeypatch, gpus: str) -> None:
-    """Have models spread over these GPUs."""
-    for variable in ("CUDA_VISIBLE_DEVICES", "RESURFACE_GPUS"):
-        monkeypatch.setenv(variable, gpus)
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_attack_and_score_like_one(pair, small, tmp_path, monkeypatch):  # noqa: F811
+def answer_attacked(original, unlearned, data, folder):
+    """Every attack's variants, answered: attack, variant, template → log-likelihoods."""
     from resurface.scoring.language_model import ResurfaceLM, answer_variants
 
-    original, unlearned = pair
+    model = ResurfaceLM(str(unlearned), device="cuda")
+    places = {weight.device for weight in model.model.parameters()}
+    requests = {template: make_requests(model, template) for template in ("plain", "chat")}
     answers = {}
-    for gpus in ("0", "0,1"):
-        see(monkeypatch, gpus)
-        model = ResurfaceLM(str(unlearned), device="cuda")
-        assert {weight.device for weight in model.model.parameters()} == set(GPUS[: 1 + gpus.count(",")])
-        requests = {template: make_requests(model, template) for template in ("plain", "chat")}
-        for name, chosen in ATTACKED.items():
-            entry = ATTACKS[name]
-            settings = entry.settings_class().model_validate(chosen)
-            part = next(iter(getattr(settings, entry.parts))) if entry.parts else "all"
-            place = tmp_path / gpus / name
-            target = Target(unlearned, original, small, place, 0, "cuda", tmp_path / "resume")
-            import_module(entry.module).attack(target, settings, part)
-            model.folder = place
-            found = answer_variants(model, requests, read_variants(place), lambda line: None)
-            for (variant, template), values in found.items():
-                answers.setdefault((name, variant, template), []).append([value for value, _ in values])
-    for key, (one, two) in answers.items():
-        np.testing.assert_allclose(one, two, atol=1e-3, err_msg=str(key))
+    for name, chosen in ATTACKED.items():
+        entry = ATTACKS[name]
+        settings = entry.settings_class().model_validate(chosen)
+        part = next(iter(getattr(settings, entry.parts))) if entry.parts else "all"
+        place = folder / name
+        target = Target(unlearned, original, data, place, 0, "cuda", folder / "resume")
+        import_module(entry.module).attack(target, settings, part)
+        model.folder = place
+        found = answer_variants(model, requests, read_variants(place), lambda line: None)
+        answers |= {(name, *key): [value for value, _ in values] for key, values in found.items()}
+    return len(places), answers
+
+
+def unlearn_with_all(original, data, folder):
+    """Every method's losses."""
+    losses = {}
+    for name, chosen in RUNS.items():
+        entry, place = METHODS[name.split()[0]], folder / name.replace(" ", "-")
+        run = Run(original, data, place / "model", place / "resume", 0, torch.device("cuda"))
+        import_module(entry.module).unlearn(run, entry.settings_class().model_validate(chosen))
+        losses[name] = pd.read_parquet(run.output / "losses.parquet")
+    return losses
+
+
+def on_gpus(gpus, function, *arguments):
+    """What a function gives in a process of its own that has these GPUs: CUDA asks for them once in its life."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("CUDA_VISIBLE_DEVICES", "RESURFACE_GPUS"):
+            patch.setenv(variable, gpus)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("name", RUNS)
-def test_two_gpus_unlearn_like_one(name, pair, small, tmp_path, monkeypatch):  # noqa: F811
-    entry = METHODS[name.split()[0]]
-    losses = []
-    for gpus in ("0", "0,1"):
-        see(monkeypatch, gpus)
-        run = Run(pair[0], small, tmp_path / gpus, tmp_path / "resume", 0, torch.device("cuda"))
-        import_module(entry.module).unlearn(run, entry.settings_class().model_validate(RUNS[name]))
-        losses.append(pd.read_parquet(run.output / "losses.parquet"))
-    pd.testing.assert_frame_equal(*losses, rtol=1e-3)
+def test_two_gpus_attack_and_score_like_one(pair, small, tmp_path):  # noqa: F811
+    _, one = on_gpus("0", answer_attacked, *pair, small, tmp_path / "one")
+    devices, two = on_gpus("0,1", answer_attacked, *pair, small, tmp_path / "two")
+    assert devices == 2
+    assert set(one) == set(two)
+    for key, values in one.items():
+        np.testing.assert_allclose(values, two[key], atol=1e-3, err_msg=str(key))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_unlearn_like_one(pair, small, tmp_path):  # noqa: F811
+    one = on_gpus("0", unlearn_with_all, pair[0], small, tmp_path / "one")
+    two = on_gpus("0,1", unlearn_with_all, pair[0], small, tmp_path / "two")
+    for name, losses in one.items():
+        pd.testing.assert_frame_equal(losses, two[name], rtol=1e-3, obj=name)

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ import typer
 
 from resurface.errors import ResurfaceError
 from resurface.gpu_faults import explain_gpu_fault
-from resurface.gpus import take_gpus
+from resurface.gpus import claim_gpus, take_gpus
 from resurface.preemption import PREEMPTED, Preempted, describe_end, end_at_once, is_preemption
 from resurface.warm_start import prepare_imports
 
@@ -159,9 +160,18 @@ def _find_entry(kind: str, name: str) -> Any:
     return entries[name]
 
 
-def _recording(*arguments: Any, **options: Any) -> AbstractContextManager[None]:
-    """Record the job that runs inside the context (`resurface.reproducibility.record.recording`)."""
+def _recording(
+    *arguments: Any, device: str | None = None, gpus: int = 1, **options: Any
+) -> AbstractContextManager[None]:
+    """Record the job that runs inside the context (`resurface.reproducibility.record.recording`).
+
+    A job that computes takes its GPUs once its libraries are imported, unless one of these looks at GPUs when it is imported, as
+    bitsandbytes does, which peft imports where it is installed: others could not be hidden after that.
+    """
     from resurface.reproducibility.record import recording
+
+    if device is not None and find_spec("bitsandbytes"):
+        claim_gpus(device, gpus)
 
     return recording(*arguments, **options)
 
@@ -271,7 +281,7 @@ def write_preferences(
     inputs = [forget_corpus, benign_corpus, benign_questions, general_pairs, *([model] if model else [])]
     outputs = [output.with_name(f"{name}.parquet") for name in WRITTEN_TABLES]
     what = {**chosen.model_dump(mode="json"), "subject": subject}
-    with _recording("write_preferences", output, inputs, what, outputs=outputs):
+    with _recording("write_preferences", output, inputs, what, outputs=outputs, device=device if model else None):
         write(sources, subject, output, chosen, replies, model, device)
 
 
@@ -279,14 +289,15 @@ def write_preferences(
 def pretrain(model: str, output: OutputOption, settings: SettingsOption = "{}", device: DeviceOption = "auto") -> None:
     """Train the testbed's `original` or `never_learned` model from scratch."""
     from resurface.artifacts import publish_folder
-    from resurface.models import pick_device, set_seed
     from resurface.settings.testbed import PretrainingSettings
-    from resurface.testbed import pretraining
 
     if model not in ("original", "never_learned"):
         raise ResurfaceError(f"pretrain: found {model!r}; allowed are original, never_learned")
     chosen = _read_settings(PretrainingSettings, settings)
-    with _recording("pretrain", output, settings=chosen, seed=chosen.seed):
+    with _recording("pretrain", output, settings=chosen, seed=chosen.seed, device=device):
+        from resurface.models import pick_device, set_seed
+        from resurface.testbed import pretraining
+
         set_seed(chosen.seed)
         with publish_folder(output) as folder:
             losses = pretraining.pretrain(folder, model, chosen, pick_device(device))
@@ -376,7 +387,7 @@ def teach(
     check_folder(model)
     place = resume_folder(resume, "resurface.testbed.teaching", chosen.model_dump_json(), domains, model)
     what = {**chosen.model_dump(mode="json"), "domains": taught}
-    with holding_job(place, output), _recording("teach", output, [model], what, seed=chosen.seed):
+    with holding_job(place, output), _recording("teach", output, [model], what, seed=chosen.seed, device=device):
         from resurface.models import pick_device
         from resurface.testbed.teaching import teach_domains
         from resurface.unlearning.training import Run
@@ -415,7 +426,10 @@ def unlearn(
     check_folder(model)
     place = resume_folder(resume, entry.module, chosen.model_dump_json(), f"seed{seed}", model, data)
     inputs = [model, *sorted(data.glob("*.parquet"))]
-    with holding_job(place, output), _recording("unlearn", output, inputs, chosen, method, seed):
+    with (
+        holding_job(place, output),
+        _recording("unlearn", output, inputs, chosen, method, seed, device=device, gpus=gpus),
+    ):
         from resurface.models import pick_device
         from resurface.unlearning.launch import launch, unlearn_within_memory
         from resurface.unlearning.training import Run
@@ -460,7 +474,7 @@ def attack(
         check_folder(folder)
     place = resume_folder(resume, entry.module, chosen.model_dump_json(), f"seed{seed}", part, data, *folders)
     inputs = [*folders, *sorted(data.glob("*.parquet"))]
-    with holding_job(place, output), _recording("attack", output, inputs, chosen, attack, seed):
+    with holding_job(place, output), _recording("attack", output, inputs, chosen, attack, seed, device=device):
         target = Target(model, original, data, output, seed, device, place, start)
         import_module(entry.module).attack(target, chosen, part)
 
@@ -493,14 +507,14 @@ def score(
         raise ResurfaceError(
             "found neither --interventions nor --transfer; a model is scored under one of them at least"
         )
-    from resurface.scoring import score as scoring
-
     named = [("", folder) for folder in interventions or []] + [
         (f"{name}-", Path(folder)) for name, folder in transfers
     ]
     inputs = [model, *(folder for _, folder in named), *(tables or [])]
     what = {**chosen.model_dump(), **who, "benchmarks": asked}
-    with _recording("score", output, inputs, what, seed=who["seed"]):
+    with _recording("score", output, inputs, what, seed=who["seed"], device=device):
+        from resurface.scoring import score as scoring
+
         scoring.score(model, named, asked, list(chosen.templates), who, output, chosen.batch_tokens, device, log.info)
 
 
@@ -521,10 +535,10 @@ def refusals(
     asked, who = _read_option("--benchmarks", benchmarks, Benchmarks), _read_identity(identity)
     forms = _read_option("--templates", templates, Templates)
     chosen = _read_settings(RefusalSettings, settings)
-    from resurface.scoring.refusals import count_refusals
-
     what = {**chosen.model_dump(), **who, "benchmarks": asked, "templates": forms}
-    with _recording("refusals", output, [model, *(tables or [])], what, seed=who["seed"]):
+    with _recording("refusals", output, [model, *(tables or [])], what, seed=who["seed"], device=device):
+        from resurface.scoring.refusals import count_refusals
+
         count_refusals(model, asked, forms, who, output, chosen, device)
 
 
@@ -549,10 +563,11 @@ def perplexity(
     forms = _read_option("--templates", templates, Templates)
     chosen = _read_settings(PerplexitySettings, settings)
     folders = [check_folder(folder) for folder in interventions or []]
-    from resurface.scoring.perplexity import measure_perplexity
-
     what = {**chosen.model_dump(), **who, "tasks": asked, "templates": forms}
-    with _recording("perplexity", output, [model, original, *folders, *(tables or [])], what, seed=who["seed"]):
+    inputs = [model, original, *folders, *(tables or [])]
+    with _recording("perplexity", output, inputs, what, seed=who["seed"], device=device):
+        from resurface.scoring.perplexity import measure_perplexity
+
         measure_perplexity(model, original, folders, asked, forms, who, output, chosen, device)
 
 

@@ -58,6 +58,22 @@ def parse_gpus(shown: str) -> list[str]:
     return gpus
 
 
+def claim_gpus(name: str, count: int = 1) -> None:
+    """See to it that this process sees the GPUs that it is to compute on, and no others. It must be called before CUDA is used.
+
+    Args:
+        name: `auto` or `cuda` for free ones (`take_gpus`), `cuda:<number>` for a certain one, `cpu`.
+        count: how many of those that are free.
+
+    Raises:
+        ResurfaceError: there are fewer, or the locks cannot be opened.
+    """
+    if name in ("auto", "cuda"):
+        take_gpus(count)
+    elif name.startswith("cuda:"):
+        show_gpu(int(name.removeprefix("cuda:")))
+
+
 def take_gpus(count: int = 1) -> list[str]:
     """Take GPUs for the life of this process, once; from then on it sees no others.
 
@@ -89,7 +105,7 @@ def count_taken() -> int:
 
 
 def show_gpu(number: int) -> None:
-    """Have this process see one GPU only, without locking it. It must be called before CUDA is used.
+    """Have this process see one GPU only, without locking it; where there are none, this does nothing.
 
     Args:
         number: its place among those that are visible, from 0.
@@ -100,6 +116,8 @@ def show_gpu(number: int) -> None:
     if _is_chosen():
         return
     gpus = list_gpus()
+    if not gpus:
+        return
     if number >= len(gpus):
         raise ResurfaceError(f"device: found 'cuda:{number}', but this machine has {len(gpus)}; counting starts at 0")
     os.environ[VISIBLE] = os.environ[HELD_VARIABLE] = gpus[number]

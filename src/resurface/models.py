@@ -22,7 +22,7 @@ from resurface.artifacts import naming_unreadable, read_json_object
 from resurface.checkpoints import check_checkpoint
 from resurface.decoder import block_output, cap_logits, check_places, decoder_blocks
 from resurface.errors import ResurfaceError
-from resurface.gpus import count_taken, show_gpu, take_gpus
+from resurface.gpus import VISIBLE, claim_gpus, count_taken
 from resurface.prompts import encode_letters
 from resurface.spreading import spread_blocks
 
@@ -40,16 +40,20 @@ def pick_device(name: str, count: int = 1) -> torch.device:
         count: GPUs that the job computes on.
 
     Raises:
-        ResurfaceError: a device was asked for that this machine does not have.
+        ResurfaceError: a device was asked for that this machine does not have, or this process sees GPUs that are not its own.
     """
-    if name in ("auto", "cuda"):
-        take_gpus(count)
+    claim_gpus(name, count)
+    if name != "cpu" and "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > count_taken():
+        # A Trainer would spread over all that it sees, and another job computes there.
+        raise ResurfaceError(
+            f"device: found {name!r}; this process is to compute on {count_taken()} of this machine's GPUs and sees "
+            f"{torch.cuda.device_count()}, because CUDA was in use before they could be hidden. Name the GPU in the environment, as in "
+            f"{VISIBLE}=0"
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ResurfaceError(f"device: found {name!r}, but this machine has no CUDA device; allowed here: auto, cpu")
-    if name.startswith("cuda:"):
-        show_gpu(int(name.removeprefix("cuda:")))
     return torch.device(name.partition(":")[0])
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from resurface.errors import ResurfaceError
 from resurface.prompts import chat_messages, render_chat
 
-TRIES = 200  # draws of a random prefix, of which nearly all are legal with a tokenizer that can be used at all
+TRIES = 200  # draws of a random prefix, or of its next token, before it is given up
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,9 @@ def set_chats(tokenizer: PreTrainedTokenizerBase, prompts: list[str], printable:
 def draw_prefix(chats: Chats, length: int, generator: random.Random) -> list[int]:
     """A legal prefix of random tokens.
 
+    All legal prefixes are equally likely where drawing whole ones finds any. A long one hardly ever is legal as drawn, because
+    each token may melt into the next: it then grows token by token, each drawn until the tokenizer reads all so far as they are.
+
     Raises:
         ResurfaceError: the tokenizer has too few tokens, or reads none of many draws as it was drawn.
     """
@@ -108,7 +111,15 @@ def draw_prefix(chats: Chats, length: int, generator: random.Random) -> list[int
         prefix = generator.choices(chats.allowed, k=length)
         if chats.place(prefix) is not None:
             return prefix
-    raise ResurfaceError(
-        f"no prefix of {length} random tokens out of {len(chats.allowed)} allowed ones is read by the tokenizer of "
-        f"{chats.tokenizer.name_or_path} as it was written ({TRIES} tries): take a shorter one, or allow unprintable tokens"
-    )
+    prefix = []
+    while len(prefix) < length:
+        drawn = generator.choices(chats.allowed, k=TRIES) if chats.allowed else []
+        token = next((token for token in drawn if chats.place([*prefix, token]) is not None), None)
+        if token is None:
+            raise ResurfaceError(
+                f"no prefix of {length} random tokens out of {len(chats.allowed)} allowed ones is read by the tokenizer of "
+                f"{chats.tokenizer.name_or_path} as it was written ({TRIES} tries): take a shorter one, or allow unprintable "
+                "tokens"
+            )
+        prefix.append(token)
+    return prefix

@@ -83,19 +83,12 @@ def launch(module: str, run: Run, settings: TrainingSettings, config: Path, proc
     found = torch.cuda.device_count()
     if run.device.type == "cuda" and found < processes:
         raise ResurfaceError(f"training_gpus: found {processes}, but this machine has {found}; take as many at most")
-    given = {
-        "module": module,
-        "settings": [type(settings).__module__, type(settings).__name__, settings.model_dump()],
-        "folders": [str(folder) for folder in (run.model_folder, run.data_folder, run.output, run.resume_folder)],
-        "seed": run.seed,
-        "device": run.device.type,
-    }
     if run.device.type == "cpu":  # accelerate starts processes on CPUs with MPI only
         command = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     else:
         command = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(processes)]
         command += ["--main_process_port", "0"]
-    command = [sys.executable, "-m", *command, "-m", __name__, json.dumps(given)]
+    command = [sys.executable, "-m", *command, "-m", __name__, describe_run(module, run, settings)]
     twice = "true" if settings.gradient_checkpointing else "false"
     environment = os.environ | {"FSDP_ACTIVATION_CHECKPOINTING": twice, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with (
@@ -128,6 +121,19 @@ def launch(module: str, run: Run, settings: TrainingSettings, config: Path, proc
     used = read_json_object(use_path(run))
     remove(use_path(run))
     return used
+
+
+def describe_run(module: str, run: Run, settings: TrainingSettings) -> str:
+    """What a process is given as its one argument."""
+    return json.dumps(
+        {
+            "module": module,
+            "settings": [type(settings).__module__, type(settings).__name__, settings.model_dump()],
+            "folders": [str(folder) for folder in (run.model_folder, run.data_folder, run.output, run.resume_folder)],
+            "seed": run.seed,
+            "device": run.device.type,
+        }
+    )
 
 
 def log_lines(lines: Iterable[str]) -> None:

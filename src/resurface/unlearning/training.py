@@ -101,6 +101,11 @@ class PartsTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
+def is_shared_out() -> bool:
+    """Whether the model is shared out over the processes of this run (FSDP), as who launched them says."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def count_processes() -> int:
     """How many processes share this run, as who launched them says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -192,7 +197,8 @@ def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
         "data_seed": run.seed,
         "use_cpu": not on_gpu,
         "bf16": settings.mixed_precision == "bf16" or (settings.mixed_precision == "auto" and on_gpu),
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        # FSDP has its own, which the launcher asks for.
+        "gradient_checkpointing": settings.gradient_checkpointing and not is_shared_out(),
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "dataloader_pin_memory": on_gpu,
         "remove_unused_columns": False,
