@@ -54,6 +54,9 @@ def make_checkpoint(folder: Path, shape: str, device: str, seed: int = 0) -> Non
     with torch.device(device):
         model = MistralForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="1GB")
+    del model
+    if device != "cpu":
+        torch.cuda.empty_cache()  # what is measured afterwards runs in other processes on the same GPU
     tokenizer.save_pretrained(folder)
 
 

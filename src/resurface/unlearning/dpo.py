@@ -22,6 +22,7 @@ from resurface.unlearning.training import (
     Run,
     choose_trained,
     count_processes,
+    is_shared_out,
     load_trainable,
     read_preferences,
     samples_seen,
@@ -82,6 +83,9 @@ def unlearn(run: Run, settings: DPOSettings) -> None:
             beta=settings.beta,
             max_length=settings.length,
             precompute_ref_log_probs=True,
+            # For FSDP, TRL loads the reference anew until its log-probabilities are computed, and each process would spread it over
+            # all GPUs.
+            model_init_kwargs={"device_map": None} if is_shared_out() else None,
             eval_strategy="epoch" if held_out else "no",
         ),
         train_dataset=pairs.select(range(held_out, len(pairs))),
