@@ -78,14 +78,21 @@ def pair(request, tmp_path_factory):
     ]
 
 
-def answer_attacked(original, unlearned, data, folder):
-    """Every attack's variants, answered: attack, variant, template → log-likelihoods."""
+SEARCHES = ("gcg", "enhanced_gcg")
+
+
+def answer_attacked(original, unlearned, data, folder, searched):
+    """Every attack's variants, answered: attack, variant, template → log-likelihoods; and each search's losses.
+
+    Where two candidates' losses are close, the last bit decides how a search goes on. So the prefixes that are answered are
+    those in `searched`, of another such call.
+    """
     from resurface.scoring.language_model import ResurfaceLM, answer_variants
 
     model = ResurfaceLM(str(unlearned), device="cuda")
     places = {weight.device for weight in model.model.parameters()}
     requests = {template: make_requests(model, template) for template in ("plain", "chat")}
-    answers = {}
+    answers, losses = {}, {}
     for name, chosen in ATTACKED.items():
         entry = ATTACKS[name]
         settings = entry.settings_class().model_validate(chosen)
@@ -93,21 +100,20 @@ def answer_attacked(original, unlearned, data, folder):
         place = folder / name
         target = Target(unlearned, original, data, place, 0, "cuda", folder / "resume")
         import_module(entry.module).attack(target, settings, part)
-        model.folder = place
-        found = answer_variants(model, requests, read_variants(place), lambda line: None)
+        if name in SEARCHES:
+            losses[name] = pd.read_parquet(place / "losses.parquet")["loss"]
+        model.folder = searched / name if name in SEARCHES else place
+        found = answer_variants(model, requests, read_variants(model.folder), lambda line: None)
         answers |= {(name, *key): [value for value, _ in values] for key, values in found.items()}
-    return len(places), answers
+    return len(places), answers, losses
 
 
-def unlearn_with_all(original, data, folder):
-    """Every method's losses."""
-    losses = {}
-    for name, chosen in RUNS.items():
-        entry, place = METHODS[name.split()[0]], folder / name.replace(" ", "-")
-        run = Run(original, data, place / "model", place / "resume", 0, torch.device("cuda"))
-        import_module(entry.module).unlearn(run, entry.settings_class().model_validate(chosen))
-        losses[name] = pd.read_parquet(run.output / "losses.parquet")
-    return losses
+def unlearn(name, original, data, folder):
+    """A method's losses."""
+    entry = METHODS[name.split()[0]]
+    run = Run(original, data, folder / "model", folder / "resume", 0, torch.device("cuda"))
+    import_module(entry.module).unlearn(run, entry.settings_class().model_validate(RUNS[name]))
+    return pd.read_parquet(run.output / "losses.parquet")
 
 
 def on_gpus(gpus, function, *arguments):
@@ -121,17 +127,19 @@ def on_gpus(gpus, function, *arguments):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_attack_and_score_like_one(pair, small, tmp_path):  # noqa: F811
-    _, one = on_gpus("0", answer_attacked, *pair, small, tmp_path / "one")
-    devices, two = on_gpus("0,1", answer_attacked, *pair, small, tmp_path / "two")
+    _, one, one_losses = on_gpus("0", answer_attacked, *pair, small, tmp_path / "one", tmp_path / "one")
+    devices, two, two_losses = on_gpus("0,1", answer_attacked, *pair, small, tmp_path / "two", tmp_path / "one")
     assert devices == 2
+    for name in SEARCHES:
+        np.testing.assert_allclose(one_losses[name].iloc[0], two_losses[name].iloc[0], rtol=1e-4, err_msg=name)
     assert set(one) == set(two)
     for key, values in one.items():
         np.testing.assert_allclose(values, two[key], atol=1e-3, err_msg=str(key))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_unlearn_like_one(pair, small, tmp_path):  # noqa: F811
-    one = on_gpus("0", unlearn_with_all, pair[0], small, tmp_path / "one")
-    two = on_gpus("0,1", unlearn_with_all, pair[0], small, tmp_path / "two")
-    for name, losses in one.items():
-        pd.testing.assert_frame_equal(losses, two[name], rtol=1e-3, obj=name)
+@pytest.mark.parametrize("name", RUNS)
+def test_two_gpus_unlearn_like_one(name, pair, small, tmp_path):  # noqa: F811
+    one = on_gpus("0", unlearn, name, pair[0], small, tmp_path / "one")
+    two = on_gpus("0,1", unlearn, name, pair[0], small, tmp_path / "two")
+    pd.testing.assert_frame_equal(one, two, rtol=1e-3)

@@ -100,15 +100,16 @@ def add_references(trainer: NPOTrainer, samples: list[Sample], settings: NPOSett
     In the precision of the loss: in another, π and π_ref would differ before the first step.
     """
     accelerator, size = trainer.accelerator, trainer.args.per_device_train_batch_size
-    device = trainer.model.device
-    trainer.model.to(accelerator.device)
+    if accelerator.num_processes > 1:  # else it is where it computes, perhaps spread over several GPUs
+        trainer.model.to(accelerator.device)
     starts = range(0, len(samples), size)
     own: dict[int, list[float]] = {}
     with accelerator.autocast():
         for start in starts[accelerator.process_index :: accelerator.num_processes]:
             chunk = samples[start : start + size]
             own[start] = score_samples(trainer.model, chunk, trainer.pad, settings.forget_loss_over)[0].tolist()
-    trainer.model.to(device)
+    if accelerator.num_processes > 1:
+        trainer.model.to("cpu")
     for values in gather_object([own]):
         for start, found in values.items():
             for sample, value in zip(samples[start : start + size], found, strict=True):
