@@ -285,3 +285,15 @@ def test_a_rule_carries_only_the_settings_that_it_reads():
     assert dump_settings(few, without=["general_questions"]) == dump_settings(many, without=["general_questions"])
     line = dump_settings(few, without=["articles", "preference_draws"])
     assert json.loads(line) == {"general_questions": 10, "world_seed": 0}
+
+
+def test_samples_of_a_step_are_shared_out_evenly_over_gpus():
+    methods = {"npo": {"batch_size": 72, "device_batch_size": 8}}
+    validate_config(CONFIG | {"methods": methods}, "config.yaml")
+    with pytest.raises(
+        ResurfaceError,
+        match=r"npo: found batch_size 72, which 2 GPUs .* do not share out evenly; make it a multiple of 16",
+    ):
+        validate_config(CONFIG | {"methods": methods, "training_gpus": 2}, "config.yaml")
+    for alone in ({"npo": {**methods["npo"], "adapter": "lora"}}, {"rmu": methods["npo"]}):
+        validate_config(CONFIG | {"methods": alone, "training_gpus": 2}, "config.yaml")

@@ -152,3 +152,12 @@ def test_a_job_that_sees_the_gpus_of_others_is_refused(tmp_path, monkeypatch):
     ):
         pick_device("auto")
     gpus.HELD.pop().release()
+
+
+def test_numbers_and_beginnings_name_the_gpu_that_others_lock():
+    shown = "".join(f"GPU {i}: NVIDIA H100 (UUID: GPU-{i}{i}-2222)\n" for i in range(3))
+    assert gpus.name_gpus(["2", "0"], shown) == ["GPU-22-2222", "GPU-00-2222"]
+    assert gpus.name_gpus(["GPU-11", "GPU-22-2222"], shown) == ["GPU-11-2222", "GPU-22-2222"]
+    assert gpus.name_gpus(["3", "GPU-"], shown) == ["3", "GPU-"], "what is not found, or not one, stays"
+    assert gpus.name_gpus(["0"], LISTED) == ["0"], "numbers do not count parts"
+    assert gpus.name_gpus(["0"], "") == ["0"]

@@ -98,6 +98,9 @@ def test_a_tokenizer_comes_without_its_model(tmp_path, hub, resurface):
     for name, home in {"model.safetensors": "never_learned", "tokenizer.json": "original"}.items():
         assert (tmp_path / "model" / name).read_bytes() == (CHECKPOINTS / home / name).read_bytes()
     assert (tmp_path / "model" / "tokenizer_config.json").read_text() != "{}", "none of its own tokenizer is left"
+    run = resurface("model", f"{MODEL}@main", "--output", "again", HF_HUB_OFFLINE="1")
+    assert run.returncode == 1
+    assert f"`hf download {MODEL} --revision main`" in run.stderr, "its tokenizer alone is in the cache"
 
 
 def test_a_part_of_a_data_set_is_fetched(tmp_path, hub, resurface):
@@ -107,6 +110,14 @@ def test_a_part_of_a_data_set_is_fetched(tmp_path, hub, resurface):
     assert run.returncode == 0, run.stderr
     assert len(pd.read_parquet(tmp_path / "q.parquet")) == COUNTS["wmdp_bio"]
     assert hub.asked == ["wmdp-bio/test-00000-of-00001.parquet"]
+
+
+def test_another_part_in_the_cache_is_not_taken_for_what_is_asked(tmp_path, hub, resurface):
+    settings = '{"wmdp":"org/wmdp@main","rows":{"wmdp_bio":12}}'
+    assert resurface("source", "wmdp_bio", "--output", "q.parquet", "--settings", settings).returncode == 0
+    run = resurface("source", "wmdp_cyber", "--output", "r.parquet", "--settings", settings, HF_HUB_OFFLINE="1")
+    assert run.returncode == 1
+    assert "`hf download org/wmdp --revision main --repo-type dataset`" in run.stderr
 
 
 DATA = ["source", "wmdp_bio", "--settings", '{"wmdp":"org/wmdp@main"}', "--output", "out"]

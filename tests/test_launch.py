@@ -143,6 +143,17 @@ def test_two_processes_make_the_same_run(at_once, method, data, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_that_find_no_room_go_on_with_fewer_samples_at_once(at_once, data, tmp_path, monkeypatch, caplog):
+    """Those of the second start go on from step 2, which the first ones saved."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")]))
+    run, settings = run_in(tmp_path, data), METHODS["npo"].model_copy(update={"save_steps": 1})
+    launch("short_of_memory", run, settings, FSDP, 2)
+    assert "out of memory with 2 samples of each kind in a pass; going on with 1" in caplog.text
+    assert_same_run(read_run(run), at_once("npo"))
+    assert not list(tmp_path.glob("resume*"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["npo", "dpo"])
 def test_two_processes_that_share_the_model_out_make_the_same_run(at_once, method, data, tmp_path):
     """With activations computed twice, as large models need it."""

@@ -179,6 +179,9 @@ def test_more_of_everything_costs_more():
     tasks = plan_large(benchmarks={"mmlu": ["mmlu"], "other": ["arc_easy"]})
     assert tasks.hours > 2 * plain.hours
     assert any("arc_easy" in note and "1,000 questions are assumed" in note for note in tasks.notes)
+    subject = plan_large(benchmarks={"mmlu": ["resurface_mmlu_virology"]})
+    assert any("resurface_mmlu_virology" in note for note in subject.notes), "a subject is not all of MMLU"
+    assert subject.hours < plan_large(benchmarks={"mmlu": ["resurface_mmlu"]}).hours - 1
     longer = plan_large(methods={"npo": {"epochs": 30.0}})
     shorter = plan_large(methods={"npo": {"epochs": 3.0}})
     assert longer.hours > shorter.hours

@@ -129,3 +129,21 @@ def test_templates_that_refuse_a_system_turn(tokenizer):
         "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
     )
     assert not takes_system(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "day"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
+        ("\n {{ strftime_now('%Y-%m-%d') }}", "\n 2024-07-26"),
+        (
+            "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+            "{% else %}{% set date_string = 'no clock' %}{% endif %}{% endif %}{{ date_string }}",
+            "26 Jul 2024",
+        ),
+    ],
+)
+def test_prompts_are_the_same_every_day(tokenizer, template, day):
+    """Templates of Llama 3 tell the model which day it is."""
+    tokenizer.chat_template = template + "{% for turn in messages %}[{{ turn.content }}]{% endfor %}"
+    assert render_chat(tokenizer, chat_messages("PROMPT")) == f"{day}[][PROMPT]"

@@ -13,7 +13,7 @@ import yaml
 from public_data import COUNTS, LONG, questions, write_public_data
 
 from resurface.config import PUBLIC_TASKS
-from resurface.data.public import TABLES, join_questions, read_rows, write_corpora, write_source
+from resurface.data.public import TABLES, join_questions, pick_files, read_rows, write_corpora, write_source
 from resurface.data.tables import QUESTION_COLUMNS, draw_split, hash_question, read_domain_table, read_question_table
 from resurface.errors import ResurfaceError
 from resurface.prompts import HEADER
@@ -215,6 +215,25 @@ def test_a_table_depends_on_its_own_data_sets_only():
     assert data_sets("cyber") == ["cyber_forget_corpus", "wmdp_corpora", "wikitext"]
     assert {"mmlu", "oasst2", "bio_forget_corpus"} <= set(unread_keys("wmdp_bio"))
     assert not {"wmdp", "rows"} & set(unread_keys("wmdp_bio"))
+
+
+@pytest.mark.parametrize(
+    ("names", "is_whole"),
+    [
+        (["train-00000-of-00002", "train-00001-of-00002"], True),
+        (["train-00001-of-00002"], False),
+        (["train-00000-of-00003", "train-00001-of-00003"], False),
+        (["train-00000-of-00001", "train-00001-of-00002"], False),
+    ],
+)
+def test_a_split_of_several_files_is_read_whole(tmp_path, names, is_whole):
+    for name in names:
+        (tmp_path / f"{name}.parquet").touch()
+    if is_whole:
+        assert len(pick_files(tmp_path, ["corpus"], "train", "here")) == len(names)
+    else:
+        with pytest.raises(ResurfaceError, match=r"here: found train-.* are not all of \d files"):
+            pick_files(tmp_path, ["corpus"], "train", "here")
 
 
 def test_splits_of_a_folder_are_told_apart(tmp_path):

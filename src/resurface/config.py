@@ -167,6 +167,19 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def check_shares(self) -> "Experiment":
+        """The samples of a step are shared out evenly over the GPUs of a training."""
+        for name in self.trained_methods:
+            settings: Any = self.settings_of("methods", name)
+            gpus, size = self.gpus_of(name), settings.device_batch_size or 1
+            if gpus > 1 and settings.batch_size % (gpus * size):
+                raise ValueError(
+                    f"methods.{name}: found batch_size {settings.batch_size}, which {gpus} GPUs (training_gpus) with device_batch_size "
+                    f"{size} do not share out evenly; make it a multiple of {gpus * size}, or change one of these"
+                )
+        return self
+
+    @model_validator(mode="after")
     def check_published(self) -> "Experiment":
         """A published checkpoint has a name of its own and a domain of this experiment."""
         for name, settings in self.published.items():
@@ -292,6 +305,11 @@ class Experiment(Settings):
         """The settings of a method or an attack."""
         registry = METHODS if kind == "methods" else ATTACKS
         return getattr(getattr(self, kind), name) or registry[name].settings_class()()
+
+    def gpus_of(self, method: str) -> int:
+        """How many GPUs share the model out that a method trains: one, where it trains few of the weights."""
+        settings: Any = self.settings_of("methods", method)
+        return self.training_gpus if METHODS[method].is_sharded and settings.adapter != "lora" else 1
 
     def parts_of(self, attack: str) -> list[str]:
         """The jobs that an attack is split into: keys of a setting, or `all`."""

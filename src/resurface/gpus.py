@@ -34,18 +34,43 @@ log = logging.getLogger("resurface")
 
 
 def list_gpus() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; none where `nvidia-smi` shows none."""
+    """The GPUs that this process may use, by UUID; none where `nvidia-smi` shows none.
+
+    Those in `CUDA_VISIBLE_DEVICES` are named anew: numbers say nothing to others, because a container or a scheduler that hides
+    GPUs counts its own ones from 0.
+    """
     visible = os.environ.get(VISIBLE)
-    if visible is not None:
-        names = [name.strip() for name in visible.split(",")]
-        return [] if "-1" in names else [name for name in names if name]
+    names = None if visible is None else [name.strip() for name in visible.split(",")]
+    if names is not None and ("-1" in names or not any(names)):
+        return []
+    shown = show_gpus()
+    return parse_gpus(shown) if names is None else name_gpus([name for name in names if name], shown)
+
+
+def show_gpus() -> str:
+    """What `nvidia-smi -L` prints; nothing where there is no GPU."""
     if not DRIVER.exists():
-        return []
+        return ""
     try:
-        shown = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
-    return parse_gpus(shown)
+        return ""
+
+
+def name_gpus(names: Sequence[str], shown: str) -> list[str]:
+    """The UUIDs of GPUs that are named by their number or by the beginning of a UUID, as `CUDA_VISIBLE_DEVICES` may.
+
+    Args:
+        names: as they stand there; one that is not found stays as it is.
+        shown: what `nvidia-smi -L` prints. Numbers are of whole GPUs, so on a machine with parts of some (MIG) they stay as well.
+    """
+    gpus = parse_gpus(shown)
+    numbered = {} if any(gpu.startswith("MIG") for gpu in gpus) else {str(i): gpu for i, gpu in enumerate(gpus)}
+    found = []
+    for name in names:
+        alike = [gpu for gpu in gpus if gpu.startswith(name)] if name.startswith(("GPU-", "MIG-")) else []
+        found.append(alike[0] if len(alike) == 1 else numbered.get(name, name))
+    return found
 
 
 def parse_gpus(shown: str) -> list[str]:

@@ -7,6 +7,7 @@ to ask; its own messages are not passed on, because they hold addresses, which m
 
 import logging
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,9 @@ Kind = Literal["model", "dataset"]
 LEFT = ("*/*", "consolidated*")
 
 
-def find_files(source: str, kind: Kind, allowed: Sequence[str], ignored: Sequence[str] = ()) -> Path:
+def find_files(
+    source: str, kind: Kind, allowed: Sequence[str], ignored: Sequence[str] = (), needed: Sequence[str] = ()
+) -> Path:
     """The place of a model or a data set: a path as it is, or the downloaded files of a hub id.
 
     Args:
@@ -30,9 +33,10 @@ def find_files(source: str, kind: Kind, allowed: Sequence[str], ignored: Sequenc
         kind: what the hub has under this id.
         allowed: patterns of the files to fetch; `*` matches slashes too.
         ignored: patterns of files among these to leave.
+        needed: patterns of which one file at least must fit one; `allowed` if there are none. Offline, a cache may hold another part.
 
     Raises:
-        ResurfaceError: the hub cannot be reached, has no such id or revision, or asks for access first.
+        ResurfaceError: the hub cannot be reached, has no such id or revision or file, or asks for access first.
     """
     hub_id = split_hub_id(source)
     if hub_id is None:
@@ -87,6 +91,13 @@ def find_files(source: str, kind: Kind, allowed: Sequence[str], ignored: Sequenc
             "log in anew (`hf auth login`, or HF_TOKEN)" if is_refused else "try again later: what was fetched is kept"
         )
         raise ResurfaceError(f"{source}: {constants.ENDPOINT} could not be read from ({cause}); {remedy}") from None
+    kept = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    if not any(fnmatch(path, pattern) for path in kept for pattern in needed or allowed):
+        raise ResurfaceError(
+            f"{source}: found no file {' or '.join(needed or allowed)} among those in the cache {constants.HF_HUB_CACHE}; without a "
+            f"network, fetch all where there is one: `{command}`, with HF_HOME on a disk that this machine sees, or name a local copy. "
+            f"{page}/tree/main shows what the hub has"
+        )
     log.info("%s: commit %s, in the cache", source, folder.name)
     return folder
 
@@ -97,7 +108,7 @@ def find_checkpoint(source: str) -> Path:
     Raises:
         ResurfaceError: see `find_files`.
     """
-    return find_files(source, "model", [f"*{suffix}" for suffix in TAKEN], LEFT)
+    return find_files(source, "model", [f"*{suffix}" for suffix in TAKEN], LEFT, ["config.json"])
 
 
 def find_tokenizer(source: str) -> Path:

@@ -5,12 +5,21 @@ into the user turn after an empty system turn. Everything that asks a model a qu
 """
 
 from collections.abc import Sequence
+from datetime import date
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from resurface.errors import ResurfaceError
 
 LETTERS = ["A", "B", "C", "D"]
+
+# Templates that tell the day (Llama 3's) tell this one, which Llama 3.1's does where it knows no other: prompts are the same every
+# day. Transformers passes no functions to a template, so it begins with one; a newline after that would go, but for the braces.
+TODAY = date(2024, 7, 26)
+CLOCK = (
+    f"{{% macro strftime_now(format) %}}{{% if format == '%Y-%m-%d' %}}{TODAY}{{% else %}}{TODAY:%d %b %Y}{{% endif %}}"
+    "{% endmacro %}{{ '' }}"
+)
 
 HEADER = "The following are multiple choice questions (with answers) about {subject}.\n\n"
 
@@ -85,13 +94,24 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_p
         kept = form.system == "folded"
         messages = [one for one in messages if one["role"] != "system" or (kept and one["content"])]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.apply_chat_template(
+            messages,
+            chat_template=_stop_clock(tokenizer),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
     except jinja2.exceptions.TemplateError as error:
         raise ResurfaceError(
             f"{tokenizer.name_or_path}: the chat template of this tokenizer renders no question: {error}. Correct it "
             "(chat_template.jinja or tokenizer_config.json), or set `templates: [plain]`"
         ) from error
     return str(text).removeprefix(tokenizer.bos_token if form.adds_bos else "")
+
+
+def _stop_clock(tokenizer: Any) -> str:
+    """A tokenizer's chat template, which tells `TODAY` wherever it asks for the day."""
+    template = str(tokenizer.get_chat_template())
+    return CLOCK + template if "strftime_now" in template else template
 
 
 def takes_system(tokenizer: Any) -> bool:

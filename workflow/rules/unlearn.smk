@@ -3,9 +3,7 @@
 
 def training_gpus(wildcards):
     """How many GPUs share the model out."""
-    settings = experiment.settings_of("methods", wildcards.method)
-    is_shared = METHODS[wildcards.method].is_sharded and settings.adapter != "lora"
-    return experiment.training_gpus if is_shared else 1
+    return experiment.gpus_of(wildcards.method)
 
 
 def model_gpus(wildcards):

@@ -8,6 +8,7 @@ The questions of WMDP and MMLU are benchmarks and only scored; those that method
 the forget corpus (arXiv 2409.18025, appendix).
 """
 
+import re
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +35,7 @@ from resurface.settings.sources import PUBLIC_DOMAINS, SourceSettings
 
 # Formats that are read, each with its reader's name in the `datasets` library.
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+PART = re.compile(r"-(\d+)-of-(\d+)$")  # of a file of several, as the hub names them
 SPLIT_NAMES = ("train", "validation", "test", "dev", "auxiliary_train")
 ARC_LABELS = [["A", "B", "C", "D"], ["1", "2", "3", "4"]]
 
@@ -114,7 +116,15 @@ def pick_files(place: Path, names: list[str], split: str, source: str) -> list[P
             f"this name, as {', '.join(READERS)}; there are {len(found)} files of these formats"
         )
     first = min((path.suffix for path in chosen), key=list(READERS).index)
-    return [path for path in chosen if path.suffix == first]
+    files = [path for path in chosen if path.suffix == first]
+    parts = [match for path in files if (match := PART.search(path.stem))]
+    wanted = {int(match[2]) for match in parts}
+    if parts and (len(wanted) > 1 or {int(match[1]) for match in parts} != set(range(min(wanted)))):
+        raise ResurfaceError(
+            f"{source}: found {', '.join(path.name for path in files)}, which by their names are not all of {max(wanted)} files; fetch "
+            "the whole data set"
+        )
+    return files
 
 
 def _splits_of(path: Path) -> list[str]:

@@ -83,5 +83,5 @@ class Facts:
 
 
 def _known_task(task: str) -> str | None:
-    """The key of `KNOWN_TASKS` that a task's name holds."""
-    return next((known for known in KNOWN_TASKS if known in task), None)
+    """The key of `KNOWN_TASKS` that a task's name is; a subject of MMLU, or another test like it, is none."""
+    return next((known for known in KNOWN_TASKS if task.removeprefix("resurface_") == known), None)

@@ -33,6 +33,8 @@ log = logging.getLogger("resurface")
 def unlearn_within_memory(module: str, run: Run, settings: TrainingSettings) -> None:
     """Run a method in this process. Where memory runs out, passes are halved, and the run goes on from its last saved step.
 
+    One process among several leaves a note that it had no room (`full_path`), and who started them starts all anew.
+
     Args:
         module: the method's module.
         run: where it reads and writes.
@@ -42,12 +44,23 @@ def unlearn_within_memory(module: str, run: Run, settings: TrainingSettings) -> 
         torch.OutOfMemoryError: there is no room for a single sample, or for one process among several.
     """
     while not _has_room(module, run, settings):
-        size = settings.device_batch_size or settings.batch_size
-        smaller = next(number for number in range(size // 2, 0, -1) if settings.batch_size % number == 0)
-        log.warning("out of memory with %d samples of each kind in a pass; going on with %d", size, smaller)
-        settings = settings.model_copy(update={"device_batch_size": smaller})
+        settings = halve_passes(settings, 1)
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def halve_passes(settings: TrainingSettings, processes: int) -> TrainingSettings:
+    """The settings with at most half as many samples in a pass, of a number that shares out a process's part of a step evenly."""
+    share = settings.batch_size // processes
+    size = min(settings.device_batch_size or share, share)
+    smaller = next(number for number in range(size // 2, 0, -1) if share % number == 0)
+    log.warning("out of memory with %d samples of each kind in a pass; going on with %d", size, smaller)
+    return settings.model_copy(update={"device_batch_size": smaller})
+
+
+def has_single_passes(settings: TrainingSettings, processes: int) -> bool:
+    """Whether no pass can be smaller than it is."""
+    return min(settings.device_batch_size or settings.batch_size, settings.batch_size // processes) == 1
 
 
 def _has_room(module: str, run: Run, settings: TrainingSettings) -> bool:
@@ -55,7 +68,10 @@ def _has_room(module: str, run: Run, settings: TrainingSettings) -> bool:
     try:
         import_module(module).unlearn(run, settings)
     except torch.OutOfMemoryError:
-        if (settings.device_batch_size or settings.batch_size) == 1 or count_processes() > 1:
+        if count_processes() > 1:
+            full_path(run).write_text("")
+            raise
+        if has_single_passes(settings, 1):
             raise
         return False
     return True
@@ -88,7 +104,22 @@ def launch(module: str, run: Run, settings: TrainingSettings, config: Path, proc
     else:
         command = ["accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(processes)]
         command += ["--main_process_port", "0"]
-    command = [sys.executable, "-m", *command, "-m", __name__, describe_run(module, run, settings)]
+    command = [sys.executable, "-m", *command, "-m", __name__]
+    while not _have_room(command, module, run, settings, processes):
+        settings = halve_passes(settings, processes)
+    used = read_json_object(use_path(run))
+    remove(use_path(run))
+    return used
+
+
+def _have_room(command: list[str], module: str, run: Run, settings: TrainingSettings, processes: int) -> bool:
+    """Run the processes to their end; False if one had too little memory and passes can be smaller.
+
+    Raises:
+        Preempted, ResurfaceError: see `launch`.
+    """
+    full_path(run).unlink(missing_ok=True)
+    command = [*command, describe_run(module, run, settings)]
     twice = "true" if settings.gradient_checkpointing else "false"
     environment = os.environ | {"FSDP_ACTIVATION_CHECKPOINTING": twice, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with (
@@ -113,14 +144,14 @@ def launch(module: str, run: Run, settings: TrainingSettings, config: Path, proc
             reader.join()
     if is_told and not run.output.exists():
         raise Preempted("the next run goes on from the last saved step")
-    if process.returncode:
+    is_full = full_path(run).exists()
+    full_path(run).unlink(missing_ok=True)
+    if process.returncode and not (is_full and not has_single_passes(settings, processes)):
         raise ResurfaceError(
-            f"one of {processes} processes failed (status {process.returncode}); its error stands above. If memory ran out, lower "
-            "device_batch_size or set gradient_checkpointing"
+            f"one of {processes} processes failed (status {process.returncode}); its error stands above. If memory ran out, set "
+            "gradient_checkpointing, or take more GPUs"
         )
-    used = read_json_object(use_path(run))
-    remove(use_path(run))
-    return used
+    return not process.returncode
 
 
 def describe_run(module: str, run: Run, settings: TrainingSettings) -> str:
@@ -145,6 +176,11 @@ def log_lines(lines: Iterable[str]) -> None:
 def use_path(run: Run) -> Path:
     """Where the processes of a run leave what they used: beside its state, which goes before."""
     return run.resume_folder.with_name(f"{run.resume_folder.name}.used.json")
+
+
+def full_path(run: Run) -> Path:
+    """Where one of several processes notes that memory ran out."""
+    return run.resume_folder.with_name(f"{run.resume_folder.name}.full")
 
 
 def write_use(run: Run) -> None:

@@ -1,0 +1,33 @@
+"""Every benchmark runs in its small mode, and says how far its results are from the plain way's."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+# The largest difference between both ways' results: rounding in bfloat16.
+STAGES = {
+    "scoring": 0.1,
+    "logit_lens": 0.1,
+    "enhanced_gcg": 0.1,
+    "pruning": 0.01,
+    "orthogonalization": 0.01,
+    "generation": None,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_benchmark_compares_equal_work(stage, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "benchmarks"
+    subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{stage}", "--small", "--folder", str(folder)], cwd=ROOT, check=True
+    )
+    table = pd.read_parquet(folder / f"{stage}.parquet")
+    for _, rows in table.groupby("unit"):
+        assert rows["is_plain"].sum() == 1
+        assert (rows["seconds"] > 0).all()
+    if STAGES[stage] is not None:
+        assert table["largest_difference"].max() <= STAGES[stage]
