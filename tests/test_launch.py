@@ -87,7 +87,7 @@ def test_passes_of_fewer_samples_make_the_same_step(at_once, method, data, tmp_p
 @pytest.mark.slow
 def test_a_run_that_finds_no_room_goes_on_with_fewer_samples_at_once(at_once, data, tmp_path, monkeypatch, caplog):
     """Memory is short from step 3 on; the steps before are kept."""
-    run, steps = run_in(tmp_path, data), []
+    run, steps, expected = run_in(tmp_path, data), [], at_once("npo")
     compute = npo.NPOTrainer.compute_loss
 
     def short_of_memory(trainer, model, inputs, *arguments, **options):
@@ -101,7 +101,7 @@ def test_a_run_that_finds_no_room_goes_on_with_fewer_samples_at_once(at_once, da
     unlearn_within_memory("resurface.unlearning.npo", run, settings)
     assert steps == [0, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5]
     assert "out of memory with 4 samples of each kind in a pass; going on with 2" in caplog.text
-    assert_same_run(read_run(run), at_once("npo"))
+    assert_same_run(read_run(run), expected)
 
 
 def test_a_run_that_finds_no_room_for_one_sample_ends(data, tmp_path, monkeypatch):
