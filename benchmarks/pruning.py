@@ -56,7 +56,9 @@ def measure(bench: Bench) -> None:
     plain = bench.take_time("one pass per block", "sample", few, block_by_block, few * length, passes=3, is_plain=True)
     first = gradient_scores(model, layers, samples[:few])[layers[0]].sum().cpu()
     relative = float(abs(first - plain) / plain)
+    scores = {}
     for size in sizes:
+        scores.clear()  # or those of the last size would count
         scores = bench.take_time(
             "resurface",
             "sample",
