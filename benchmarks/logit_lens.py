@@ -3,25 +3,24 @@
 The plain way passes one question at a time and unembeds every position of every stream.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from benchmarks.measure import Bench, main
 from benchmarks.questions import make_prompts, make_requests
 from resurface.decoder import final_norm
-from resurface.interventions import Read, Variant
-from resurface.prompts import LETTERS
+from resurface.interventions import Read, Stream, Variant
+from resurface.prompts import LETTERS, encode_letters
 from resurface.scoring.apply import record_streams
 from resurface.scoring.language_model import ResurfaceLM
 
 TOKENS = 163
-STREAMS = ("attention", "middle", "mlp", "block")
 
 
 def unembed_everything(model: Any, tokenizer: Any, prompts: list[str], reads: list[Read]) -> list[list[list[float]]]:
     """Per question and place to read, the logits of the four letters."""
-    letters = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1] for letter in LETTERS]
+    letters = encode_letters(tokenizer, prompts[0])
     found = []
     with torch.inference_mode(), record_streams(model, reads) as streams:
         for prompt in prompts:
@@ -37,7 +36,7 @@ def measure(bench: Bench) -> None:
     ours = ResurfaceLM(str(bench.folder), device=str(bench.device))
     prompts = make_prompts(ours.tokenizer, sizes[-1], bench.choose(80, TOKENS))
     lengths = [len(row) for row in ours.tokenizer(prompts)["input_ids"]]
-    reads = [Read(stream=stream, block=block) for stream in STREAMS for block in range(bench.shape.blocks)]
+    reads = [Read(stream=stream, block=block) for stream in get_args(Stream) for block in range(bench.shape.blocks)]
     variants = [Variant(variant=f"{read.stream}-{read.block}", read=read) for read in reads]
     rows = ours.plan_rows(make_requests(prompts), variants[0])
 

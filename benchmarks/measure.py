@@ -6,7 +6,6 @@ linear layers of the blocks for the tokens that the *plain* way reads: what is s
 """
 
 import argparse
-import json
 import platform
 import resource
 import sys
@@ -146,6 +145,5 @@ def main(stage: str, measure: Callable[[Bench], None]) -> None:
     measure(bench)
     table = tabulate(bench)
     table.to_parquet(given.folder / f"{stage}.parquet", index=False)
-    (given.folder / f"{stage}.json").write_text(json.dumps(table.to_dict("records"), indent=1))
     print(table[["device", "versions", "date"]].iloc[0].str.cat(sep="; "))
     print(table.drop(columns=["stage", "is_plain", "device", "versions", "date"]).round(3).to_string(index=False))

@@ -11,7 +11,7 @@ from lm_eval.models.huggingface import HFLM
 
 from benchmarks.measure import Bench, main
 from benchmarks.questions import make_prompts, make_requests
-from resurface.prompts import LETTERS
+from resurface.prompts import LETTERS, encode_letters
 from resurface.scoring.language_model import ResurfaceLM
 
 TOKENS = 112
@@ -19,7 +19,7 @@ TOKENS = 112
 
 def one_at_a_time(model: Any, tokenizer: Any, prompts: list[str]) -> list[list[float]]:
     """Log-probabilities of the four letters after each prompt."""
-    letters = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1] for letter in LETTERS]
+    letters = encode_letters(tokenizer, prompts[0])
     found = []
     with torch.inference_mode():
         for prompt in prompts:

@@ -419,7 +419,7 @@ def unlearn(
 
     entry = _find_entry("METHODS", method)
     chosen = _read_settings(entry.settings_class(), settings)
-    if gpus > 1 and (not entry.is_sharded or chosen.adapter == "lora"):
+    if gpus > 1 and not entry.shares_out(chosen):
         raise ResurfaceError(
             f"--gpus: found {gpus}; {method} with adapter {chosen.adapter} trains few weights, on one GPU. Leave the option out"
         )

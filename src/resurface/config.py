@@ -306,10 +306,13 @@ class Experiment(Settings):
         registry = METHODS if kind == "methods" else ATTACKS
         return getattr(getattr(self, kind), name) or registry[name].settings_class()()
 
+    def others_of(self, method: str, domain: str) -> list[str]:
+        """The other methods whose models are scored on a domain."""
+        return [name for name in self.method_names if name != method and self.is_of_domain(name, domain)]
+
     def gpus_of(self, method: str) -> int:
         """How many GPUs share the model out that a method trains: one, where it trains few of the weights."""
-        settings: Any = self.settings_of("methods", method)
-        return self.training_gpus if METHODS[method].is_sharded and settings.adapter != "lora" else 1
+        return self.training_gpus if METHODS[method].shares_out(self.settings_of("methods", method)) else 1
 
     def parts_of(self, attack: str) -> list[str]:
         """The jobs that an attack is split into: keys of a setting, or `all`."""

@@ -43,11 +43,11 @@ def list_gpus() -> list[str]:
     names = None if visible is None else [name.strip() for name in visible.split(",")]
     if names is not None and ("-1" in names or not any(names)):
         return []
-    shown = show_gpus()
+    shown = ask_driver()
     return parse_gpus(shown) if names is None else name_gpus([name for name in names if name], shown)
 
 
-def show_gpus() -> str:
+def ask_driver() -> str:
     """What `nvidia-smi -L` prints; nothing where there is no GPU."""
     if not DRIVER.exists():
         return ""

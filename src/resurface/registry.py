@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from resurface.settings.base import Settings
 
@@ -37,6 +38,10 @@ class Entry:
         found = getattr(import_module(module), name)
         assert issubclass(found, Settings)
         return found
+
+    def shares_out(self, settings: Any) -> bool:
+        """Whether a training with these settings trains a whole model, which several GPUs can share out."""
+        return self.is_sharded and settings.adapter != "lora"
 
 
 METHODS = {

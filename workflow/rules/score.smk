@@ -15,11 +15,7 @@ def transfers(wildcards):
     """What the same attack found on other methods' models: name → folders of its parts there."""
     if not experiment.is_transferred(wildcards.attack):
         return {}
-    others = [
-        name
-        for name in experiment.method_names
-        if name != wildcards.method and experiment.is_of_domain(name, wildcards.domain)
-    ]
+    others = experiment.others_of(wildcards.method, wildcards.domain)
     return {
         f"from-{name}-seed{wildcards.seed}": [
             ATTACKED.format(part=part, **{**wildcards, "method": name})

@@ -36,7 +36,9 @@ def npo(settings: NPOSettings, facts: Facts, domain: str) -> Work:
     steps = count_steps(settings, data.forget_pairs)
     row = min(settings.length, data.prompt + ANSWER_TOKENS + CHAT_TOKENS / 2)
     seen = min(data.forget_pairs, steps * settings.batch_size)
-    return train_whole(settings, facts, steps, row, samples=2, reference_rows=seen, gpus=_sharing_gpus(settings, facts))
+    return train_whole(
+        settings, facts, steps, row, samples=2, reference_rows=seen, gpus=facts.experiment.gpus_of("npo")
+    )
 
 
 def dpo(settings: DPOSettings, facts: Facts, domain: str) -> Work:
@@ -46,18 +48,13 @@ def dpo(settings: DPOSettings, facts: Facts, domain: str) -> Work:
     steps = count_steps(settings, round(pairs * (1 - settings.held_out)))
     row = min(settings.length, data.prompt + ANSWER_TOKENS + CHAT_TOKENS / 2)
     seen = min(pairs, steps * settings.batch_size)
-    gpus = _sharing_gpus(settings, facts)
+    gpus = facts.experiment.gpus_of("dpo")
     return train_whole(settings, facts, steps, row, samples=2, reference_rows=2 * seen, gpus=gpus)
 
 
 def count_steps(settings: TrainingSettings, samples: int) -> int:
     """Optimizer steps of a run."""
     return settings.max_steps or max(1, math.ceil(samples / settings.batch_size * settings.epochs))
-
-
-def _sharing_gpus(settings: TrainingSettings, facts: Facts) -> int:
-    """How many GPUs share a model out that is trained as a whole."""
-    return 1 if settings.adapter == "lora" else facts.experiment.training_gpus
 
 
 def train_whole(

@@ -61,9 +61,7 @@ def _score(facts: Facts, domain: str, method: str, attack: str) -> Work:
     left = _left(facts, domain, attack)
     others = 0
     if experiment.is_transferred(attack):
-        others = len(
-            [name for name in experiment.method_names if name != method and experiment.is_of_domain(name, domain)]
-        )
+        others = len(experiment.others_of(method, domain))
     is_attacked = method != "original" or attack == "none"
     counts = [one.variants * is_attacked + one.transferred * others for one in left]
     passes = sum(count / one.reads for count, one in zip(counts, left, strict=True))

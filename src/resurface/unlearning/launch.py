@@ -25,7 +25,7 @@ from resurface.artifacts import read_json_object, remove
 from resurface.errors import ResurfaceError
 from resurface.preemption import PREEMPTED, Preempted, describe_end, end_at_once, is_preemption, postponing_end
 from resurface.settings.training import TrainingSettings
-from resurface.unlearning.training import Run, count_processes
+from resurface.unlearning.training import Run, count_processes, share_of
 
 log = logging.getLogger("resurface")
 
@@ -51,16 +51,10 @@ def unlearn_within_memory(module: str, run: Run, settings: TrainingSettings) -> 
 
 def halve_passes(settings: TrainingSettings, processes: int) -> TrainingSettings:
     """The settings with at most half as many samples in a pass, of a number that shares out a process's part of a step evenly."""
-    share = settings.batch_size // processes
-    size = min(settings.device_batch_size or share, share)
+    share, size = share_of(settings, processes)
     smaller = next(number for number in range(size // 2, 0, -1) if share % number == 0)
     log.warning("out of memory with %d samples of each kind in a pass; going on with %d", size, smaller)
     return settings.model_copy(update={"device_batch_size": smaller})
-
-
-def has_single_passes(settings: TrainingSettings, processes: int) -> bool:
-    """Whether no pass can be smaller than it is."""
-    return min(settings.device_batch_size or settings.batch_size, settings.batch_size // processes) == 1
 
 
 def _has_room(module: str, run: Run, settings: TrainingSettings) -> bool:
@@ -71,7 +65,7 @@ def _has_room(module: str, run: Run, settings: TrainingSettings) -> bool:
         if count_processes() > 1:
             full_path(run).write_text("")
             raise
-        if has_single_passes(settings, 1):
+        if share_of(settings, 1)[1] == 1:
             raise
         return False
     return True
@@ -146,7 +140,8 @@ def _have_room(command: list[str], module: str, run: Run, settings: TrainingSett
         raise Preempted("the next run goes on from the last saved step")
     is_full = full_path(run).exists()
     full_path(run).unlink(missing_ok=True)
-    if process.returncode and not (is_full and not has_single_passes(settings, processes)):
+    can_halve = share_of(settings, processes)[1] > 1
+    if process.returncode and not (is_full and can_halve):
         raise ResurfaceError(
             f"one of {processes} processes failed (status {process.returncode}); its error stands above. If memory ran out, set "
             "gradient_checkpointing, or take more GPUs"

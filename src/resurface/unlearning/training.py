@@ -157,6 +157,12 @@ def choose_trained(model: PreTrainedModel, settings: TrainingSettings, modules: 
     return model
 
 
+def share_of(settings: TrainingSettings, processes: int) -> tuple[int, int]:
+    """Samples of each kind that a process adds to a step, and how many of them are in one pass."""
+    share = settings.batch_size // processes
+    return share, min(settings.device_batch_size or share, share)
+
+
 def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
     """The keyword arguments of `TrainingArguments` (and TRL's configs) for a run.
 
@@ -170,8 +176,7 @@ def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
         )
     on_gpu = run.device.type == "cuda"
     processes = count_processes()
-    share = settings.batch_size // processes
-    size = min(settings.device_batch_size or share, share)
+    share, size = share_of(settings, processes)
     if not size or settings.batch_size % (size * processes):
         raise ResurfaceError(
             f"batch_size: found {settings.batch_size}, which {processes} processes with device_batch_size {size} do not share out "
