@@ -12,8 +12,9 @@ demo: environment
 	resurface show
 	@echo "The report: $(CURDIR)/results/report.html"
 
+# Two at a time: those that run the workflow in one process, the others in the second.
 test: environment
-	pytest
+	pytest --numprocesses 2 --no-loadscope-reorder
 
 audit: environment
 	pytest -m audit

@@ -11,6 +11,9 @@ import pytest
 import yaml
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests beside each other leave each other a core, and who waits for one sleeps
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 # A loaded machine is no fault of the code under test.
@@ -103,3 +106,21 @@ def project(finished, tmp_path):
     copy = tmp_path / "resurface"
     shutil.copytree(finished, copy, symlinks=True)
     return copy
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Beside each other (`pytest -n 2`), one process runs all that run the workflow, another the rest, a file at a time."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class WorkflowTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "workflow" if "/workflow/" in nodeid else super()._split_scope(nodeid)
+
+    return WorkflowTogether(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Beside each other, those that run the workflow come first: they take longest."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: "workflow" not in item.path.parts)
