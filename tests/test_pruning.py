@@ -56,9 +56,10 @@ def test_masks_equal_a_set_difference(tmp_path_factory, scores, p, q):
     counts = pruning.write_masks(folder / "m.parquet", *ranks, chosen)
     assert len(counts) == len(pruning.prunings("m.parquet", chosen)) > 0
     before = model.layer.weight.detach().clone()
+    masks = {}
     for row in counts.to_dict("records"):
         expected = brute_force(forget, utility, row["p"], row["q"])
-        with change_model(model, Pruning(file="m.parquet", p=row["p"], q=row["q"]), folder):
+        with change_model(model, Pruning(file="m.parquet", p=row["p"], q=row["q"]), folder, masks):
             zeros = set((model.layer.weight[0] == 0).nonzero()[:, 0].tolist())
             assert zeros - set((before[0] == 0).nonzero()[:, 0].tolist()) == expected
         assert torch.equal(model.layer.weight, before)
@@ -144,8 +145,9 @@ def test_a_whole_attack(data, tmp_path, model, forget, utility):
     assert "here-activation-p5-q5" in variants
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     sparsity = pd.read_parquet(folder / "sparsity.parquet")
-    for name, part in variants.items():
-        with change_model(model, part, folder):
+    masks = {}
+    for name, part in sorted(variants.items(), key=lambda item: (item[1].p, item[1].q)):  # both files in turn
+        with change_model(model, part, folder, masks):
             changed = sum(int((value != weights[key]).sum()) for key, value in model.state_dict().items())
         rows = sparsity[
             (sparsity["score"] == name.split("-")[1]) & (sparsity["p"] == part.p) & (sparsity["q"] == part.q)

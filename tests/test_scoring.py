@@ -94,13 +94,15 @@ def test_equal_to_the_harness_with_its_own_model(ours, template):
             bootstrap_iters=0,
         )
         samples = sorted(found["samples"][TASK], key=lambda sample: sample["doc_id"])
-        return found["results"][TASK]["acc,none"], np.array([[r[0] for r in s["filtered_resps"]] for s in samples])
+        return found["results"][TASK]["acc,none"], np.array([sample["filtered_resps"] for sample in samples], float)
 
     theirs = HFLM(pretrained=str(CHECKPOINTS / "original"), device="cpu", dtype="float32", batch_size=32)
-    their_accuracy, their_logprobs = evaluate(theirs)
-    our_accuracy, our_logprobs = evaluate(ours)
+    their_accuracy, their_answers = evaluate(theirs)
+    our_accuracy, our_answers = evaluate(ours)
     assert our_accuracy == their_accuracy
-    np.testing.assert_allclose(our_logprobs, their_logprobs, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(our_answers[..., 0], their_answers[..., 0], rtol=0, atol=1e-4)
+    assert np.array_equal(our_answers[..., 1], their_answers[..., 1])
+    assert 0 < our_answers[..., 1].sum() <= len(our_answers)
 
 
 @pytest.mark.parametrize("template", ["plain", "chat"])
@@ -178,16 +180,21 @@ def test_choices_of_several_tokens(ours):
     from lm_eval.api.instance import Instance
 
     prompt, choices = "The antidote of Quoi is", [" fig", " silver leaf", " silver lemon"]
+    prompt_ids = ours.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    written = ours.model.generate(prompt_ids, max_new_tokens=3, do_sample=False)[0, prompt_ids.shape[1] :]
+    choices.append(ours.tokenizer.decode(written))  # the one that is greedy throughout
     requests = [
         Instance("loglikelihood", {}, (prompt, choice), i, metadata=("t", 0, 1)) for i, choice in enumerate(choices)
     ]
-    for (value, _), choice in zip(ours.loglikelihood(requests, disable_tqdm=True), choices, strict=True):
+    for (value, is_greedy), choice in zip(ours.loglikelihood(requests, disable_tqdm=True), choices, strict=True):
         ids = ours.tokenizer(prompt + choice)["input_ids"]
         start = len(ours.tokenizer(prompt)["input_ids"])
         with torch.no_grad():
             logprobs = ours.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         assert value == pytest.approx(sum(logprobs[i - 1, ids[i]].item() for i in range(start, len(ids))), abs=2e-4)
-    assert len(ours.plan_rows(requests, Variant(variant="none"))) == 2
+        assert is_greedy == all(logprobs[i - 1].argmax() == ids[i] for i in range(start, len(ids)))
+    assert is_greedy
+    assert len(ours.plan_rows(requests, Variant(variant="none"))) == 3
 
 
 def test_every_task_is_asked_zero_shot(here, tmp_path, monkeypatch):

@@ -7,10 +7,10 @@ the process, a negative one would change another place, and a part that fits not
 import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
@@ -39,9 +39,30 @@ MOST_PERCENTS = STEP - 1
 MOST_OVERHEAD = 100_000  # bytes of a row group beside its mask
 
 
+@dataclass(frozen=True)
+class Mask:
+    """What a file of masks (`attacks.pruning.write_masks`) says of one layer, on the layer's device.
+
+    Attributes:
+        weight: the layer's weights, flat.
+        q, p: the percents that `steps` count, rising.
+        removed: of each weight a bit that says whether any pair removes it, eight to a byte.
+        steps: of each weight that any pair removes, from which `q` on and up to which `p`.
+    """
+
+    weight: torch.Tensor
+    q: list[float]
+    p: list[float]
+    removed: torch.Tensor
+    steps: torch.Tensor
+
+
+Masks = dict[Path, list[Mask]]
+
+
 @contextmanager
 def change_model(
-    model: PreTrainedModel, part: Adapter | Directions | Pruning | None, folder: Path
+    model: PreTrainedModel, part: Adapter | Directions | Pruning | None, folder: Path, masks: Masks | None = None
 ) -> Iterator[PreTrainedModel]:
     """Apply a variant's change of the model; everything is as before afterwards.
 
@@ -49,6 +70,7 @@ def change_model(
         model: the loaded decoder.
         part: what to change, None for nothing.
         folder: the attack's folder, which file names are relative to.
+        masks: the last file of masks that was read is kept there, for the next variant that is of the same file.
 
     Yields:
         the changed model.
@@ -65,7 +87,7 @@ def change_model(
         case Directions():
             change = _remove_directions(model, part, folder)
         case Pruning():
-            change = _remove_weights(model, part, folder)
+            change = _remove_weights(model, part, folder, {} if masks is None else masks)
     with change:
         yield model
 
@@ -197,23 +219,25 @@ def _remove_directions(model: PreTrainedModel, part: Directions, folder: Path) -
 
 
 @contextmanager
-def _remove_weights(model: PreTrainedModel, part: Pruning, folder: Path) -> Iterator[None]:
+def _remove_weights(model: PreTrainedModel, part: Pruning, folder: Path, masks: Masks) -> Iterator[None]:
     """Set the weights that a pair (p, q) removes to zero (arXiv 2409.18025, section 4)."""
     path = path_inside(folder, part.file)
     if not path.is_file():
         raise ResurfaceError(f"{path}: no such file; expected the masks of a pruning attack")
-    largest = max(weight.numel() for weight in model.parameters())
+    if path not in masks:
+        masks.clear()
+        largest = max(weight.numel() for weight in model.parameters())
+        masks[path] = [_check_mask(model, row, path) for row in _read_masks(path, largest)]
     saved: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     try:
-        for mask in _read_masks(path, largest):
-            flat = _linear_layer(model, mask["layer"], path).weight.data.view(-1)
-            is_removed = _unpack_mask(mask, part, len(flat), path).to(flat.device)
-            saved.append((flat, is_removed, flat[is_removed]))
-            flat[is_removed] = 0
+        for mask in masks[path]:
+            is_removed = _choose_removed(mask, part)
+            saved.append((mask.weight, is_removed, mask.weight[is_removed]))
+            mask.weight.masked_fill_(is_removed, 0)
         yield
     finally:
-        for flat, is_removed, before in reversed(saved):  # a layer may stand there twice
-            flat[is_removed] = before
+        for weight, is_removed, before in reversed(saved):  # a layer may stand there twice
+            weight.masked_scatter_(is_removed, before)
 
 
 def _read_masks(path: Path, largest: int) -> Iterator[dict[str, Any]]:
@@ -237,35 +261,53 @@ def _read_masks(path: Path, largest: int) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _unpack_mask(mask: dict[str, Any], part: Pruning, weights: int, path: Path) -> torch.Tensor:
-    """Of each weight of a layer, whether a pair removes it `[weights]`.
+def _check_mask(model: PreTrainedModel, row: dict[str, Any], path: Path) -> Mask:
+    """Hold a row of a file of masks against the layer that it names.
 
     Raises:
         ResurfaceError: the mask is one of another number of weights, or counts percents that it does not name.
     """
+    weight = _linear_layer(model, row["layer"], path).weight.data.view(-1)
     for name in ("q", "p"):
-        percents = mask[name]
+        percents = row[name]
         if not 0 < len(percents) <= MOST_PERCENTS or None in percents or percents != sorted(percents):
             raise ResurfaceError(
-                f"{path}: found for {mask['layer']!r} the percents {name} {reprlib.repr(percents)}; needed are 1 to {MOST_PERCENTS} "
+                f"{path}: found for {row['layer']!r} the percents {name} {reprlib.repr(percents)}; needed are 1 to {MOST_PERCENTS} "
                 "rising numbers"
             )
-    packed, steps = (np.frombuffer(mask[name], np.uint8) for name in ("removed", "steps"))
-    fits = len(packed) == (weights + 7) // 8
-    bits = np.unpackbits(packed).view(bool) if fits else np.zeros(0, bool)
-    if not fits or bits[weights:].any() or np.count_nonzero(bits) != len(steps):
+    removed, steps = (
+        torch.frombuffer(bytearray(row[name]), dtype=torch.uint8).to(weight.device)
+        if row[name]
+        else torch.zeros(0, dtype=torch.uint8, device=weight.device)
+        for name in ("removed", "steps")
+    )
+    mask = Mask(weight, row["q"], row["p"], removed, steps)
+    fits = len(removed) == (len(weight) + 7) // 8
+    bits = _unpack(removed if fits else removed[:0])
+    if not fits or bits[len(weight) :].any() or bits.sum() != len(steps):
         raise ResurfaceError(
-            f"{path}: found for {mask['layer']!r} a mask of {len(packed):,} bytes and {len(steps):,} steps; it must have a bit for "
-            f"each of the layer's {weights:,} weights, and a step for each bit that is set"
+            f"{path}: found for {row['layer']!r} a mask of {len(removed):,} bytes and {len(steps):,} steps; it must have a bit for "
+            f"each of the layer's {len(weight):,} weights, and a step for each bit that is set"
         )
-    if len(steps) and not ((steps // STEP < len(mask["q"])) & (steps % STEP <= len(mask["p"]))).all():
+    if not ((steps // STEP < len(mask.q)) & (steps % STEP <= len(mask.p))).all():
         raise ResurfaceError(
-            f"{path}: found for {mask['layer']!r} steps beyond the {len(mask['q'])} percents q and {len(mask['p'])} percents p that "
+            f"{path}: found for {row['layer']!r} steps beyond the {len(mask.q)} percents q and {len(mask.p)} percents p that "
             "it names"
         )
-    is_removed = np.zeros(weights, bool)
-    is_removed[bits[:weights]] = part.removed_steps(mask["q"], mask["p"])[steps]
-    return torch.from_numpy(is_removed)
+    return mask
+
+
+def _unpack(packed: torch.Tensor) -> torch.Tensor:
+    """The bits of bytes, the highest first, as `numpy.packbits` packs them `[8 · bytes]`."""
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    return (packed[:, None] >> shifts & 1).view(-1).bool()
+
+
+def _choose_removed(mask: Mask, part: Pruning) -> torch.Tensor:
+    """Of each weight of a layer, whether a pair removes it `[weights]`."""
+    of_step = torch.from_numpy(part.removed_steps(mask.q, mask.p)).to(mask.steps.device)
+    by_any = _unpack(mask.removed)[: len(mask.weight)]
+    return torch.zeros_like(by_any).masked_scatter_(by_any, of_step[mask.steps.int()])
 
 
 def prompt_changer(part: Prepend | Rewrite | None, folder: Path) -> Callable[[str], str]:

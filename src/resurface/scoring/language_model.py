@@ -19,6 +19,7 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
@@ -39,7 +40,7 @@ from resurface.models import (
     run_decoder,
 )
 from resurface.prompts import chat_messages, render_chat
-from resurface.scoring.apply import change_model, prompt_changer, record_streams
+from resurface.scoring.apply import Masks, change_model, prompt_changer, record_streams
 
 LogLikelihood = tuple[float, bool]
 Known = dict[tuple[str, Read | None], dict[int, LogLikelihood]]  # by name of a list and place to read, by position
@@ -229,9 +230,13 @@ class ResurfaceLM(HFLM):
                     input_ids = pad_right([row.tokens[start:] for row in batch], self.tokenizer.pad_token_id)
                     kept = continue_cache(cache, len(batch)) if cache else {}
                     output = run_decoder(self.model, input_ids.to(self.device), **kept).last_hidden_state
-                    for variant, answer in zip(variants, answers, strict=True):
-                        hidden = output if variant.read is None else streams[variant.read]
-                        self._read_answers(batch, hidden, start, variant.read, head, answer)
+                    hidden = [
+                        (variant.read, output if variant.read is None else streams[variant.read])
+                        for variant in variants
+                    ]
+                    found = self._read_answers(batch, start, hidden, head)
+                    for answer, of_batch in zip(answers, found, strict=True):
+                        answer |= of_batch
                     progress.update(len(batch))
 
                 # Batches are cut by whole rows, because shared keys and values take room in each of them.
@@ -253,34 +258,38 @@ class ResurfaceLM(HFLM):
     def _read_answers(
         self,
         batch: Sequence[Row],
-        hidden: torch.Tensor,
         start: int,
-        read: Read | None,
+        streams: Sequence[tuple[Read | None, torch.Tensor]],
         head: torch.nn.Module,
-        answer: dict[int, LogLikelihood],
-    ) -> None:
-        """Unembed the positions that decide each row's answers and write them to `answer`.
+    ) -> list[dict[int, LogLikelihood]]:
+        """Unembed the positions that decide the rows' answers, in every place to read, and look the answers up.
 
-        `hidden` `[rows, seq, hidden]` holds the rows' tokens from place `start` on.
+        `streams` are these places and what was found there `[rows, seq, hidden]`, from the rows' token `start` on. All that is
+        read is copied from the device at once.
         """
-        index = [
-            (i, len(row.tokens) - 1 - start - back) for i, row in enumerate(batch) for back in range(row.shared, -1, -1)
-        ]
-        chosen = hidden[tuple(torch.tensor(index, device=hidden.device).T)]
-        if read is not None:
-            chosen = final_norm(self.model)(chosen)
-        logprobs = unembed(self.model, chosen.float(), head).log_softmax(-1)
-        greedy = logprobs.argmax(-1).tolist()
-        place = 0
-        for row in batch:
-            continuation = row.tokens[len(row.tokens) - row.shared :]
-            common = sum(logprobs[place + i, token] for i, token in enumerate(continuation))
-            is_greedy = all(greedy[place + i] == token for i, token in enumerate(continuation))
-            place += row.shared
-            values = (logprobs[place, list(row.finals)] + common).tolist()
-            for position, final, value in zip(row.requests, row.finals, values, strict=True):
-                answer[position] = (value, is_greedy and greedy[place] == final)
-            place += 1
+        places: list[tuple[int, int]] = []  # (row, position) before each token that is looked up
+        wanted: list[tuple[int, int]] = []  # of each request, its tokens: (which place, token)
+        begins: list[int] = []  # of each request, in `wanted`
+        for i, row in enumerate(batch):
+            first = len(row.tokens) - 1 - start - row.shared
+            numbers = range(len(places), len(places) + row.shared + 1)
+            places += [(i, first + j) for j in range(row.shared + 1)]
+            for final in row.finals:
+                begins.append(len(wanted))
+                wanted += zip(numbers, (*row.tokens[len(row.tokens) - row.shared :], final), strict=True)
+        requests = [request for row in batch for request in row.requests]
+        rows, positions = torch.tensor(places, device=self.device).T
+        numbers_of, tokens = torch.tensor(wanted, device=self.device).T
+        logprobs, is_greedy = [], []
+        for read, hidden in streams:
+            chosen = hidden[rows, positions] if read is None else final_norm(self.model)(hidden[rows, positions])
+            found = unembed(self.model, chosen.float(), head).log_softmax(-1)
+            logprobs.append(found[numbers_of, tokens])
+            is_greedy.append(found.argmax(-1)[numbers_of] == tokens)
+        sums = np.add.reduceat(torch.stack(logprobs).cpu().double().numpy(), begins, axis=1)
+        greedy = np.logical_and.reduceat(torch.stack(is_greedy).cpu().numpy(), begins, axis=1)
+        pairs = [zip(*of_read, strict=True) for of_read in zip(sums.tolist(), greedy.tolist(), strict=True)]
+        return [dict(zip(requests, of_read, strict=True)) for of_read in pairs]
 
 
 def group_by_beginning(rows: Sequence[Row]) -> list[tuple[tuple[int, ...], list[Row]]]:
@@ -331,12 +340,13 @@ def answer_variants(
     answers: dict[tuple[str, str], list[LogLikelihood]] = {}
     rows: dict[tuple[str, Prepend | Rewrite | None], list[Row]] = {}
     passes: dict[tuple[str | None, Prepend | Rewrite | None], list[Variant]] = {}
+    masks: Masks = {}
     for variant in variants:
         change = variant.model.model_dump_json() if variant.model else None
         passes.setdefault((change, variant.prompt), []).append(variant)
     for number, members in enumerate(passes.values(), 1):
         report(f"pass {number} of {len(passes)}: {members[0].variant}{' …' if len(members) > 1 else ''}")
-        with change_model(model.model, members[0].model, model.folder):
+        with change_model(model.model, members[0].model, model.folder, masks):
             for name, requests in request_lists.items():
                 prompt = members[0].prompt
                 if (name, prompt) not in rows:
