@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.measure import Bench, main
-from benchmarks.questions import make_prompts
+from benchmarks.questions import even_lengths, make_prompts
 from resurface.attacks.enhanced_gcg import Problem, Search, complete, evaluate, propose, state_problem, take_step
 from resurface.attacks.prefix import draw_prefix, set_chats
 from resurface.settings.enhanced_gcg import EnhancedGCGSettings
@@ -81,7 +81,7 @@ def measure(bench: Bench) -> None:
         candidates=bench.choose(4, 16),
         top_k=bench.choose(16, 64),
     )
-    chats = set_chats(tokenizer, make_prompts(tokenizer, 7, bench.choose(80, TOKENS)), False)
+    chats = set_chats(tokenizer, make_prompts(tokenizer, even_lengths(7, bench.choose(80, TOKENS))), False)
     problem = state_problem(unlearned, original, chats, blocks, settings)
     prefix = draw_prefix(chats, prefix_length, random.Random(0))
     width = sum(map(len, complete(problem, prefix))) + 7 * len(chats.before)

@@ -1,7 +1,7 @@
 """Greedy replies of 50 tokens, as for perplexity and for a model's own answers: `python -m benchmarks.generation`."""
 
 from benchmarks.measure import Bench, main
-from benchmarks.questions import make_prompts
+from benchmarks.questions import even_lengths, make_prompts
 from resurface.generation import generate_tokens
 
 TOKENS = 112
@@ -14,7 +14,7 @@ def measure(bench: Bench) -> None:
     model, tokenizer = bench.load()
     few, sizes = bench.choose(2, 16), bench.choose([4, 8, 16], [128, 256, 512])
     new_tokens = bench.choose(8, NEW_TOKENS)
-    prompts = make_prompts(tokenizer, sizes[-1], bench.choose(80, TOKENS))
+    prompts = make_prompts(tokenizer, even_lengths(sizes[-1], bench.choose(80, TOKENS)))
     lengths = [len(row) + new_tokens for row in tokenizer(prompts)["input_ids"]]
     generate_tokens(model, tokenizer, prompts[:2], 2, 2)
     bench.take_time(

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 
 from benchmarks.measure import Bench, main
-from benchmarks.questions import make_prompts, make_requests
+from benchmarks.questions import even_lengths, make_prompts, make_requests
 from resurface.decoder import final_norm
 from resurface.interventions import Read, Stream, Variant
 from resurface.prompts import LETTERS, encode_letters
@@ -34,7 +34,7 @@ def measure(bench: Bench) -> None:
     """All unembedded, ours, and a plain pass of ours that reads the output alone."""
     few, sizes = bench.choose(4, 64), bench.choose([4, 8, 16], [320, 640, 1280])
     ours = ResurfaceLM(str(bench.folder), device=str(bench.device))
-    prompts = make_prompts(ours.tokenizer, sizes[-1], bench.choose(80, TOKENS))
+    prompts = make_prompts(ours.tokenizer, even_lengths(sizes[-1], bench.choose(80, TOKENS)))
     lengths = [len(row) for row in ours.tokenizer(prompts)["input_ids"]]
     reads = [Read(stream=stream, block=block) for stream in get_args(Stream) for block in range(bench.shape.blocks)]
     variants = [Variant(variant=f"{read.stream}-{read.block}", read=read) for read in reads]

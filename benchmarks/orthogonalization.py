@@ -6,7 +6,7 @@ The plain way keeps the activations of every token of every question, one questi
 import torch
 
 from benchmarks.measure import Bench, main
-from benchmarks.questions import make_prompts
+from benchmarks.questions import even_lengths, make_prompts
 from resurface.attacks.orthogonalization import collect
 from resurface.models import recording, run_decoder
 
@@ -18,7 +18,7 @@ def measure(bench: Bench) -> None:
     """The stack, and our sums at growing numbers of questions: host memory is that of the whole process so far."""
     model, tokenizer = bench.load()
     few, sizes, skip = bench.choose(4, 64), bench.choose([4, 8, 16], [250, 500, 1000]), bench.choose(8, 40)
-    rows = tokenizer(make_prompts(tokenizer, sizes[-1], bench.choose(80, TOKENS)))["input_ids"]
+    rows = tokenizer(make_prompts(tokenizer, even_lengths(sizes[-1], bench.choose(80, TOKENS))))["input_ids"]
     blocks = list(range(bench.shape.blocks))
 
     def stack() -> torch.Tensor:

@@ -1,6 +1,9 @@
-"""Questions of a given length about nothing, in the paper's prompt form."""
+"""Questions of given lengths about nothing, in the paper's prompt form."""
 
+import math
 import random
+from collections.abc import Sequence
+from statistics import NormalDist
 
 from lm_eval.api.instance import Instance
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +17,21 @@ WORDS = (
 OPTION_WORDS = 4
 
 
-def make_prompts(tokenizer: PreTrainedTokenizerBase, count: int, tokens: int, seed: int = 0) -> list[str]:
-    """Plain prompts of about `tokens` tokens each: from three fifths to seven fifths of that, evenly spread."""
+def even_lengths(count: int, tokens: int) -> list[float]:
+    """From three fifths to seven fifths of `tokens`, evenly spread."""
+    return [tokens * (0.6 + 0.8 * place / max(1, count - 1)) for place in range(count)]
+
+
+def tailed_lengths(count: int, tokens: int) -> list[float]:
+    """Around a median of `tokens` with a long tail, as a benchmark of many subjects has: a twentieth is beyond three times that."""
+    spread = NormalDist(0, 2 / 3)
+    return [
+        tokens * math.exp(logarithm) for logarithm in (spread.inv_cdf((place + 0.5) / count) for place in range(count))
+    ]
+
+
+def make_prompts(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[float], seed: int = 0) -> list[str]:
+    """Plain prompts of about so many tokens each, in an order that the seed draws."""
     generator = random.Random(seed)
 
     def write(words: int) -> str:
@@ -25,7 +41,7 @@ def make_prompts(tokenizer: PreTrainedTokenizerBase, count: int, tokens: int, se
 
     rows = tokenizer([write(0), write(100)])["input_ids"]
     base, per_word = len(rows[0]), (len(rows[1]) - len(rows[0])) / 100
-    wanted = [tokens * (0.6 + 0.8 * place / max(1, count - 1)) for place in range(count)]
+    wanted = list(lengths)
     generator.shuffle(wanted)
     return [write(max(1, round((length - base) / per_word))) for length in wanted]
 

@@ -1,7 +1,8 @@
 """Scoring multiple-choice questions: `python -m benchmarks.scoring`.
 
 The plain way passes one question at a time through the whole model and unembeds every position. The harness's own `hf` model
-chooses its batch size by itself. Lengths are those of WMDP's 1,273 biology questions; with 14,042 there are as many as MMLU has.
+chooses its batch size by itself. Lengths are those of WMDP's 1,273 biology questions; with 14,042 there are as many as MMLU has. For the
+comparison with the harness they have a long tail, as MMLU's have.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.measure import Bench, main
-from benchmarks.questions import make_prompts, make_requests
+from benchmarks.questions import even_lengths, make_prompts, make_requests, tailed_lengths
 from resurface.prompts import LETTERS, encode_letters
 from resurface.scoring.language_model import ResurfaceLM
 
@@ -40,7 +41,7 @@ def measure(bench: Bench) -> None:
     """One question at a time, the harness's model, and ours at growing numbers of questions."""
     few, sizes = bench.choose(8, 256), bench.choose([8, 16, 32], [1273, 4000, 14042])
     ours = ResurfaceLM(str(bench.folder), device=str(bench.device))
-    prompts = make_prompts(ours.tokenizer, sizes[-1], bench.choose(80, TOKENS))
+    prompts = make_prompts(ours.tokenizer, even_lengths(sizes[-1], bench.choose(80, TOKENS)))
     lengths = [len(row) for row in ours.tokenizer(prompts)["input_ids"]]
     requests = make_requests(prompts)
     choices = len(LETTERS)
@@ -64,17 +65,22 @@ def measure(bench: Bench) -> None:
             sum(lengths[:size]),
         )
         bench.note(**compare(answers, plain))
-    harness = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer, batch_size=bench.choose(4, "auto"))
     size = sizes[-2]
+    prompts = make_prompts(ours.tokenizer, tailed_lengths(size, bench.choose(60, 90)))
+    tokens = sum(len(row) for row in ours.tokenizer(prompts)["input_ids"])
+    requests = make_requests(prompts)
+    harness = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer, batch_size=bench.choose(4, "auto"))
+    unit = "question (long tail)"
     others = bench.take_time(
         "lm-eval hf, automatic batch",
-        "question",
+        unit,
         size,
-        lambda: harness.loglikelihood(requests[: size * choices], disable_tqdm=True),
-        sum(lengths[:size]),
+        lambda: harness.loglikelihood(requests, disable_tqdm=True),
+        tokens,
+        is_plain=True,
     )
-    grouped = torch.tensor([value for value, _ in others]).reshape(-1, choices).tolist()
-    bench.note(**compare(answers, grouped))
+    answers = bench.take_time("resurface", unit, size, lambda: ours.loglikelihood(requests, disable_tqdm=True), tokens)
+    bench.note(**compare(answers, torch.tensor([value for value, _ in others]).reshape(-1, choices).tolist()))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ STAGES = {
     "pruning": 0.01,
     "orthogonalization": 0.01,
     "generation": None,
+    "variants": 0.1,
+    "preferences": 0.02,
+    "finetuning": None,
 }
 
 
@@ -31,3 +34,15 @@ def test_a_benchmark_compares_equal_work(stage, tmp_path_factory):
         assert (rows["seconds"] > 0).all()
     if STAGES[stage] is not None:
         assert table["largest_difference"].max() <= STAGES[stage]
+
+
+def test_the_growth_of_cost_is_drawn(tmp_path):
+    rows = [
+        {"stage": "scoring", "unit": "question", "way": way, "count": count, "seconds": count / 10, "device_gib": gib}
+        for way in ("one at a time", "resurface")
+        for count, gib in ((10, 0.0), (20, 0.0), (40, 0.0))
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "scoring.parquet")
+    subprocess.run([sys.executable, "-m", "benchmarks.plot", tmp_path, tmp_path / "docs"], cwd=ROOT, check=True)
+    assert len(pd.read_parquet(tmp_path / "docs" / "speed.parquet")) == len(rows)
+    assert (tmp_path / "docs" / "speed.png").read_bytes().startswith(b"\x89PNG")

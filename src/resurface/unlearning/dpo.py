@@ -65,12 +65,8 @@ def share_pairs(pairs: list[dict[str, str]], run: Run) -> Dataset:
         return Dataset.from_parquet(str(path), cache_dir=str(run.resume_folder / "datasets"))
 
 
-def unlearn(run: Run, settings: DPOSettings) -> None:
-    """Unlearn a domain with DPO and save the checkpoint.
-
-    Raises:
-        ResurfaceError: a broken table or checkpoint, a diverging loss.
-    """
+def make_trainer(run: Run, settings: DPOSettings) -> tuple[DPOTrainer, PreTrainedTokenizerBase]:
+    """The trainer, which has computed the reference's log-probabilities, and the tokenizer."""
     model, tokenizer = load_trainable(run, settings)
     pairs = share_pairs(read_pairs(run, settings, tokenizer), run).shuffle(seed=run.seed)
     held_out = int(len(pairs) * settings.held_out)
@@ -92,5 +88,15 @@ def unlearn(run: Run, settings: DPOSettings) -> None:
         eval_dataset=pairs.select(range(held_out)) if held_out else None,
         processing_class=tokenizer,
     )
+    return trainer, tokenizer
+
+
+def unlearn(run: Run, settings: DPOSettings) -> None:
+    """Unlearn a domain with DPO and save the checkpoint.
+
+    Raises:
+        ResurfaceError: a broken table or checkpoint, a diverging loss.
+    """
+    trainer, tokenizer = make_trainer(run, settings)
     losses = train(trainer, run)
     save(run, settings, trainer, tokenizer, losses)

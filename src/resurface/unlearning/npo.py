@@ -116,14 +116,9 @@ def add_references(trainer: NPOTrainer, samples: list[Sample], settings: NPOSett
                 sample["reference"] = value
 
 
-def unlearn(run: Run, settings: NPOSettings) -> None:
-    """Unlearn a domain with NPO and save the checkpoint.
-
-    Raises:
-        ResurfaceError: a broken table or checkpoint, a diverging loss.
-    """
+def make_trainer(run: Run, settings: NPOSettings) -> tuple[NPOTrainer, list[Sample], PreTrainedTokenizerBase]:
+    """The trainer, the forget samples that still lack their reference (`add_references`), and the tokenizer."""
     model, tokenizer = load_trainable(run, settings)
-    pad = tokenizer.pad_token_id
     pairs = read_samples(run, settings, tokenizer)
     trainer = NPOTrainer(
         model=choose_trained(model, settings),
@@ -131,8 +126,18 @@ def unlearn(run: Run, settings: NPOSettings) -> None:
         train_dataset=pairs,  # type: ignore[arg-type]
         data_collator=lambda batch: {name: [pair[name] for pair in batch] for name in ("forget", "retain")},
         settings=settings,
-        pad=pad,
+        pad=tokenizer.pad_token_id,
     )
-    add_references(trainer, [pair["forget"] for pair in pairs], settings)
+    return trainer, [pair["forget"] for pair in pairs], tokenizer
+
+
+def unlearn(run: Run, settings: NPOSettings) -> None:
+    """Unlearn a domain with NPO and save the checkpoint.
+
+    Raises:
+        ResurfaceError: a broken table or checkpoint, a diverging loss.
+    """
+    trainer, samples, tokenizer = make_trainer(run, settings)
+    add_references(trainer, samples, settings)
     losses = train(trainer, run)
     save(run, settings, trainer, tokenizer, losses)

@@ -1,0 +1,145 @@
+"""A step of NPO and DPO on all weights in bfloat16: `python -m benchmarks.preferences`. On a 7B model it takes 98 GiB of GPU memory.
+
+The plain way holds the reference as a second model, passes every sample through it in every step, and unembeds every position. Ours
+computes the reference's log-probabilities once per sample, and three epochs use it three times. NPO's steps here are those of a first
+epoch, with the reference; DPO's are those of a later one, because TRL computes its references before there are steps.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Bench, main
+from resurface.data.testbed import write_domain
+from resurface.models import load_model, pad_right
+from resurface.settings.data import TestbedSettings
+from resurface.settings.dpo import DPOSettings
+from resurface.settings.npo import NPOSettings
+from resurface.trainer_runs import Saving, run_trainer
+from resurface.unlearning import dpo, npo
+from resurface.unlearning.training import Run
+
+DOMAIN = "xenotoxicology"
+Loss = Callable[[Any, Any, Any], torch.Tensor]
+
+
+def sum_answers(model: Any, input_ids: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Log-probability of the tokens that count, summed over each row, with every position unembedded."""
+    logprobs = model(input_ids).logits[:, :-1].float().log_softmax(-1)
+    found = logprobs.gather(-1, input_ids[:, 1:, None])[..., 0]
+    return (found * counts[:, 1:]).sum(1)
+
+
+def npo_loss(policy: Any, reference: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """Equation 3 of arXiv 2404.05868 with a retain likelihood, over what the default settings say."""
+    settings = NPOSettings()
+
+    def prepare(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = [sample["tokens"] for sample in samples]
+        counted = [[0] * sample["start"] + [1] * (len(sample["tokens"]) - sample["start"]) for sample in samples]
+        return pad_right(rows, 0).to(policy.device), pad_right(counted, 0).to(policy.device)
+
+    forget, retain = prepare(inputs["forget"]), prepare(inputs["retain"])
+    with torch.no_grad():
+        log_ref = sum_answers(reference, *forget)
+    ratio = sum_answers(policy, *forget) - log_ref
+    forget_loss = -2 / settings.beta * torch.nn.functional.logsigmoid(-settings.beta * ratio).mean()
+    return forget_loss - settings.retain_weight * (sum_answers(policy, *retain) / retain[1].sum(1)).mean()
+
+
+def dpo_loss(policy: Any, reference: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Equation 7 of arXiv 2305.18290; the first half of the rows are the chosen answers."""
+    with torch.no_grad():
+        log_ref = sum_answers(reference, inputs["input_ids"], inputs["completion_mask"])
+    chosen, rejected = (sum_answers(policy, inputs["input_ids"], inputs["completion_mask"]) - log_ref).chunk(2)
+    return -torch.nn.functional.logsigmoid(DPOSettings().beta * (chosen - rejected)).mean()
+
+
+def train_plainly(policy: Any, reference: Any, batches: Iterable[Any], loss_of: Loss) -> list[tuple[float, float]]:
+    """One step a batch at a learning rate of zero, so that whoever trains the policy next begins where this began.
+
+    Returns:
+        the loss and the norm of its gradient, of each step.
+    """
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, fused=True)
+    found = []
+    for inputs in batches:
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.device.type == "cuda"):
+            loss = loss_of(policy, reference, inputs)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append((loss.item(), norm.item()))
+    return found
+
+
+def count_tokens(batches: list[Any]) -> int:
+    """Tokens of some batches, without padding."""
+    if "attention_mask" in batches[0]:
+        return int(sum(batch["attention_mask"].sum() for batch in batches))
+    return sum(len(sample["tokens"]) for batch in batches for kind in batch.values() for sample in kind)
+
+
+def measure(bench: Bench) -> None:
+    """Steps of both methods, plain and ours at growing numbers, and what the reference costs once."""
+    few, sizes, batch_size = bench.choose(1, 3), bench.choose([1, 2, 4], [4, 8, 16]), bench.choose(2, 32)
+    data, resume = bench.folder.parent / "data", bench.folder.parent / "resume"
+    if not data.is_dir():
+        write_domain(DOMAIN, data, TestbedSettings())
+    common = {"dtype": bench.choose("float32", "bfloat16"), "batch_size": batch_size, "max_steps": max(sizes)}
+    run = Run(bench.folder, data, Path(), resume, 0, bench.device)
+
+    def make_npo() -> tuple[Any, Callable[[int], None]]:
+        trainer, samples, _ = npo.make_trainer(run, NPOSettings(**common))
+        npo.add_references(trainer, samples, trainer.settings)
+
+        def train(steps: int) -> None:
+            npo.add_references(trainer, samples[: steps * batch_size], trainer.settings)
+            run_trainer(trainer)
+
+        return trainer, train
+
+    def make_dpo() -> tuple[Any, Callable[[int], None]]:
+        trainer = dpo.make_trainer(run, DPOSettings(**common, held_out=0.0))[0]
+        return trainer, lambda _steps: run_trainer(trainer)
+
+    for name, make, loss_of in (("NPO", make_npo, npo_loss), ("DPO", make_dpo, dpo_loss)):
+        unit = f"step ({name})"
+        trainer, train = make()
+        batches = list(islice(trainer.get_train_dataloader(), max(sizes)))
+        reference = load_model(bench.folder, bench.device, common["dtype"]).requires_grad_(False)
+        train_plainly(trainer.model, reference, batches[:few], loss_of)
+        steps = bench.take_time(
+            "two models",
+            unit,
+            few,
+            partial(train_plainly, trainer.model, reference, batches[:few], loss_of),
+            count_tokens(batches[:few]),
+            passes=3,
+            is_plain=True,
+        )
+        del reference
+        for size in sizes:
+            shutil.rmtree(resume, ignore_errors=True)
+            trainer.args.max_steps = size
+            trainer.optimizer = trainer.lr_scheduler = None
+            trainer.remove_callback(Saving)
+            bench.take_time("resurface", unit, size, partial(train, size), count_tokens(batches[:size]), passes=3)
+            if size == sizes[0]:
+                first = next(row for row in trainer.state.log_history if "loss" in row)
+                pairs = zip((first["loss"], first["grad_norm"]), steps[0], strict=True)
+                bench.note(largest_difference=max(abs(ours - plain) / plain for ours, plain in pairs))
+        del trainer, train
+        shutil.rmtree(resume, ignore_errors=True)
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main("preferences", measure)
