@@ -6,6 +6,7 @@ more. Beside it eight questions a step: an eighth of the updates, so neither the
 
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,12 @@ def measure(bench: Bench) -> None:
         is_plain=True,
     )
     for size in sizes:
-        bench.take_time(
-            "resurface", "question", size, lambda size=size: train(size, settings), sum(lengths[:size]), passes=2
-        )
+        bench.take_time("resurface", "question", size, partial(train, size, settings), sum(lengths[:size]), passes=2)
     bench.take_time(
         f"resurface, {batch_size} a step",
         "question",
         sizes[-1],
-        lambda: train(sizes[-1], batched),
+        partial(train, sizes[-1], batched),
         sum(lengths),
         passes=2,
     )

@@ -25,12 +25,12 @@ def draw_growth(table: pd.DataFrame) -> alt.HConcatChart:
 
     Grey is growth in proportion to the size.
     """
-    rows = table[table["way"] == WAY].copy()
+    rows = table[table["way"] == WAY].sort_values("count")
     rows["measured"] = rows["stage"] + ": " + rows["unit"]
     rows = rows[rows.groupby("measured")["count"].transform("nunique") >= 3]
-    relative = rows.sort_values("count")[["measured"]].copy()
+    relative = rows[["measured"]].copy()
     for name, column in (("size", "count"), ("time", "seconds"), ("GPU memory", "device_gib")):
-        smallest = rows.sort_values("count").groupby("measured")[column].transform("first")
+        smallest = rows.groupby("measured")[column].transform("first")
         relative[name] = (rows[column] / smallest).fillna(1)  # nothing to nothing on a CPU
     largest = relative["size"].max()
     axis = alt.Scale(type="log", base=2, domain=[1, largest])

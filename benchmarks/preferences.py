@@ -87,7 +87,7 @@ def count_tokens(batches: list[Any]) -> int:
 
 
 def measure(bench: Bench) -> None:
-    """Steps of both methods, plain and ours at growing numbers, and what the reference costs once."""
+    """Steps of both methods, plain and ours at growing numbers."""
     few, sizes, batch_size = bench.choose(1, 3), bench.choose([1, 2, 4], [4, 8, 16]), bench.choose(2, 32)
     data, resume = bench.folder.parent / "data", bench.folder.parent / "resume"
     if not data.is_dir():

@@ -5,6 +5,7 @@ the questions, which are measured alone. Few variants show how the time of a job
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 
 from benchmarks.measure import Bench, main
 from benchmarks.questions import even_lengths, make_prompts, make_requests
-from resurface.attacks.pruning import SCHEMA, first_share, prunings, write_masks
+from resurface.attacks.pruning import SCHEMA, first_share, open_masks, prunings, write_masks
 from resurface.interventions import Adapter, Directions, Prepend, Variant
 from resurface.models import linear_names
 from resurface.scoring.language_model import ResurfaceLM, answer_variants
@@ -39,9 +40,7 @@ def make_masks(model: Any, path: Path) -> None:
     first = path.with_suffix(".first")
     write_masks(first, forget, utility, settings)
     rows = pq.read_table(first)
-    with pq.ParquetWriter(
-        path, SCHEMA, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
-    ) as writer:
+    with open_masks(path) as writer:
         for block in range(model.config.num_hidden_layers):
             for place, name in enumerate(rows["layer"].to_pylist()):
                 column = [[name.replace(".0.", f".{block}.", 1)]]
@@ -95,7 +94,6 @@ def measure(bench: Bench) -> None:
     requests = make_requests(prompts)
     lengths = sum(len(row) for row in ours.tokenizer(prompts)["input_ids"])
     kinds = make_variants(ours, max(sizes))
-    ours.answer(ours.plan_rows(requests, Variant(variant="none")), [Variant(variant="none")], True)
 
     def load_and_score(variant: Variant) -> list[Any]:
         alone = ResurfaceLM(str(bench.folder), device=str(bench.device))
@@ -105,18 +103,14 @@ def measure(bench: Bench) -> None:
     for kind, variants in kinds.items():
         unit = f"variant ({kind})"
         for variant in variants:  # each length is new to the device once
-            ours.answer(ours.plan_rows(requests, variant), [Variant(variant="none", prompt=variant.prompt)], True)
-        theirs = bench.take_time(
-            "loaded anew", unit, 1, lambda variants=variants: load_and_score(variants[0]), lengths, is_plain=True
-        )
-        rows = ours.plan_rows(requests, variants[0])
+            ours.answer(ours.plan_rows(requests, variant), [variant], True)
+        theirs = bench.take_time("loaded anew", unit, 1, partial(load_and_score, variants[0]), lengths, is_plain=True)
+        rows, unchanged = ours.plan_rows(requests, variants[0]), variants[0].model_copy(update={"model": None})
         bench.take_time(
             "the passes alone",
             unit,
             1,
-            lambda variants=variants, rows=rows: ours.answer(
-                rows, [Variant(variant="none", prompt=variants[0].prompt)], True
-            ),
+            partial(ours.answer, rows, [unchanged], True),
             lengths,
         )
         for size in [size for size in sizes if size <= len(variants)]:
@@ -124,7 +118,7 @@ def measure(bench: Bench) -> None:
                 "resurface",
                 unit,
                 size,
-                lambda variants=variants, size=size: answer_variants(ours, {"plain": requests}, variants[:size], print),
+                partial(answer_variants, ours, {"plain": requests}, variants[:size], print),
                 size * lengths,
             )
             found = answers[variants[0].variant, "plain"]

@@ -141,6 +141,13 @@ def prunings(file: str, settings: PruningSettings) -> list[Pruning]:
     return [Pruning(file=file, p=p, q=q) for p in settings.p for q in settings.q if p >= q]
 
 
+def open_masks(path: Path) -> pq.ParquetWriter:
+    """A file of masks, to which rows of `SCHEMA` are written; each call of `write_table` makes a row group."""
+    return pq.ParquetWriter(
+        path, SCHEMA, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
+    )
+
+
 def write_masks(path: Path, forget: Ranks, utility: Ranks, settings: PruningSettings) -> pd.DataFrame:
     """Write which weights are removed, a row group of one row per layer, and count them.
 
@@ -157,9 +164,7 @@ def write_masks(path: Path, forget: Ranks, utility: Ranks, settings: PruningSett
     removed_by = [pair.removed_steps(q, p) for pair in pairs]
     removed_by_any = np.any(removed_by, axis=0)
     counts = []
-    with pq.ParquetWriter(
-        path, SCHEMA, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
-    ) as writer:
+    with open_masks(path) as writer:
         for layer in forget:
             steps = (forget[layer] * STEP + utility[layer]).numpy()
             is_removed = removed_by_any[steps]

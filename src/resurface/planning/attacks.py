@@ -17,9 +17,7 @@ from resurface.settings.pruning import PruningSettings
 from resurface.settings.random_prefix import RandomPrefixSettings
 
 MASK_BYTES = 0.17  # per weight, of the paper's whole grid
-HELD_BYTES = (
-    1.5  # per weight, while a mask is applied: what its file says, which weights are removed, and what they were
-)
+HELD_BYTES = 1.5  # per weight, while a mask is applied: its file, which weights are removed, and what they were
 SORT_BYTES = 24  # per weight of a layer that is sorted
 GENERATING = 2  # passes that a generated token takes as long as: the library does much beside the pass
 CHARACTERS = 4  # of a token
