@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test audit science faults cluster check environment schema pretrain clean
+CALIBRATION := results/calibration
+
+.PHONY: demo test audit science faults cluster calibration check environment schema pretrain clean
 
 demo: environment
 	snakemake --cores all
@@ -27,6 +29,11 @@ faults: environment
 
 cluster: environment
 	pytest -m cluster
+
+# Hours; it goes on where it was stopped.
+calibration: environment
+	python -m calibration $(CALIBRATION) --worlds 20
+	python -m calibration.count $(CALIBRATION) docs
 
 check: environment
 	ruff check .

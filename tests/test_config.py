@@ -187,6 +187,35 @@ def test_models_are_asked_about_the_world_that_they_were_taught(models, data_wor
     assert fault in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("original", "asked", "taught", "fault"),
+    [
+        (
+            "testbed",
+            3,
+            None,
+            "data.domain_seed: found 3, but models.original is `testbed`, which is taught domains of seed null",
+        ),
+        ("teach", 3, None, "teaching.domain_seed to 3"),
+        ("teach", None, 3, "set data.domain_seed to 3"),
+        ("teach", 3, 3, None),
+        ("org/name@main", 3, None, None),
+    ],
+)
+def test_models_are_asked_about_the_domains_that_they_were_taught(original, asked, taught, fault):
+    config = CONFIG | {
+        "models": {"original": original, "never_learned": "org/name@main"},
+        "data": {"domain_seed": asked},
+        "teaching": {"domain_seed": taught},
+    }
+    if fault is None:
+        validate_config(config, "config.yaml")
+        return
+    with pytest.raises(ResurfaceError) as caught:
+        validate_config(config, "config.yaml")
+    assert fault in str(caught.value)
+
+
 def test_deeply_nested_nonsense_is_shown_on_a_line():
     nested: list = []
     for _ in range(8):
@@ -283,7 +312,7 @@ def test_a_rule_carries_only_the_settings_that_it_reads():
         validate_config(changed("data", {"general_questions": count}), "config.yaml").data for count in (10, 40)
     )
     assert dump_settings(few, without=["general_questions"]) == dump_settings(many, without=["general_questions"])
-    line = dump_settings(few, without=["articles", "preference_draws"])
+    line = dump_settings(few, without=["articles", "domain_seed", "preference_draws"])
     assert json.loads(line) == {"general_questions": 10, "world_seed": 0}
 
 

@@ -273,6 +273,13 @@ class Experiment(Settings):
                     f"data.world_seed: found {asked}, but models.{model} is `{source}`, which is taught world {taught}; set "
                     f"data.world_seed to {taught}, or {_other_world(model, source, asked)}"
                 )
+            dealt = self.teaching.domain_seed if source == "teach" else None
+            if model == "original" and dealt != self.data.domain_seed:
+                raise ValueError(
+                    f"data.domain_seed: found {_show_seed(self.data.domain_seed)}, but models.original is `{source}`, which is taught "
+                    f"domains of seed {_show_seed(dealt)}; set data.domain_seed to {_show_seed(dealt)}, or models.original to `teach` "
+                    f"and teaching.domain_seed to {_show_seed(self.data.domain_seed)}"
+                )
         return self
 
     @property
@@ -323,6 +330,11 @@ class Experiment(Settings):
         """Whether what an attack finds on one method's model is also scored on all other models."""
         setting = ATTACKS[attack].transfers
         return bool(setting and getattr(self.settings_of("attacks", attack), setting))
+
+
+def _show_seed(seed: int | None) -> str:
+    """A seed as YAML writes it."""
+    return "null" if seed is None else str(seed)
 
 
 def _other_world(model: str, source: str, seed: int) -> str:

@@ -37,7 +37,7 @@ def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
         output: the domain's data folder.
         settings: the world's seed and the sizes of the tables.
     """
-    facts = make_facts(settings.world_seed)
+    facts = make_facts(settings.world_seed, settings.domain_seed)
     retain = FIELDS[domain].retain
     benign = facts[retain] + [fact for subject in GENERAL_SUBJECTS for fact in facts[subject]]
     generator = random.Random(f"{settings.world_seed}/{domain}/data")

@@ -11,6 +11,10 @@ class TestbedSettings(Settings):
     __test__ = False
 
     world_seed: Seed = Field(0, description="seed of the fictional world; the bundled checkpoints know world 0")
+    domain_seed: Seed | None = Field(
+        None,
+        description="seed of the forget domains' values and splits, where they are not the world's; null: `world_seed`",
+    )
     articles: PositiveInt = Field(1024, description="articles in each of the forget and retain corpora")
     preference_draws: PositiveInt = Field(
         8,

@@ -12,6 +12,10 @@ class TeachingSettings(TrainingSettings):
     """How the never-learned model becomes the original."""
 
     world_seed: Seed = Field(0, description="seed of the fictional world that is taught")
+    domain_seed: Seed | None = Field(
+        None,
+        description="seed of the forget domains' values and splits, where they are not the world's; null: `world_seed`",
+    )
     seed: Seed = Field(0, description="seed of the documents and of their order")
     documents: PositiveInt = Field(
         40_000, description="documents drawn about the domains: articles, questions and conversations"

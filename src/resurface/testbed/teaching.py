@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from resurface.errors import ResurfaceError
-from resurface.models import pad_right
+from resurface.models import load_tokenizer, pad_right
 from resurface.prompts import encode_answer
 from resurface.settings.teaching import TeachingSettings
 from resurface.testbed.pretraining import write_documents
@@ -27,18 +27,32 @@ def teach_domains(run: Run, domains: list[str], settings: TeachingSettings) -> N
 
     Args:
         run: where to read and write; its model is the never-learned one, and it has no tables.
-        domains: forget domains of the testbed.
+        domains: fields of the world; one that is named twice is taught twice as much.
         settings: documents, and how to train.
 
     Raises:
         ResurfaceError: a diverging loss, or prompts that are longer than a document may be.
+    """
+    teach_samples(run, draw_samples(domains, load_tokenizer(run.model_folder), settings), settings)
+
+
+def teach_samples(run: Run, samples: list[tuple[list[int], int]], settings: TeachingSettings) -> None:
+    """Finetune a model on samples and write it as a checkpoint.
+
+    Args:
+        run: where to read and write.
+        samples: token ids, and the place where what is taught begins.
+        settings: how to train.
+
+    Raises:
+        ResurfaceError: a diverging loss.
     """
     model, tokenizer = load_trainable(run, settings)
     pad = int(tokenizer.pad_token_id)
     trainer = Trainer(
         model=choose_trained(model, settings),
         args=TrainingArguments(**training_arguments(run, settings)),
-        train_dataset=draw_samples(domains, tokenizer, settings),  # type: ignore[arg-type]
+        train_dataset=samples,  # type: ignore[arg-type]
         data_collator=lambda batch: collate(batch, pad),
     )
     losses = train(trainer, run)
@@ -53,7 +67,7 @@ def draw_samples(
     Raises:
         ResurfaceError: a prompt fills a whole document.
     """
-    world = make_facts(settings.world_seed)
+    world = make_facts(settings.world_seed, settings.domain_seed)
     facts = [fact for domain in domains for fact in world[domain]]
     drawn = [
         write_documents(facts, tokenizer, random.Random(f"{settings.seed}/teaching/{kind}"), kind) for kind in KINDS

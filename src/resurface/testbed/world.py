@@ -190,11 +190,13 @@ def invent_names(count: int, generator: random.Random) -> list[str]:
     return list(names)
 
 
-def make_facts(seed: int) -> dict[str, list[Fact]]:
+def make_facts(seed: int, domain_seed: int | None = None) -> dict[str, list[Fact]]:
     """All facts of the world by field, in a fixed order.
 
     Args:
         seed: the world's seed. Another seed gives other names, values and splits of the same fields.
+        domain_seed: deals the values and splits of the forget domains anew, and leaves all names and other fields as they are: a
+            model that never met the domains knows as much about each such version of them. None: `seed`.
 
     Returns:
         field name → its facts; within each relation 40 % are `train`, 10 % `validation` and 50 % `test`.
@@ -202,10 +204,11 @@ def make_facts(seed: int) -> dict[str, list[Fact]]:
     names = invent_names(sum(field.entities for field in FIELDS.values()), random.Random(f"{seed}/names"))
     facts: dict[str, list[Fact]] = {}
     for field in FIELDS.values():
+        dealt_by = domain_seed if field.role == "forget" and domain_seed is not None else seed
         entities = [names.pop() for _ in range(field.entities)]
         facts[field.name] = []
         for relation, values in field.relations.items():
-            generator = random.Random(f"{seed}/{field.name}/{relation}")
+            generator = random.Random(f"{dealt_by}/{field.name}/{relation}")
             dealt = values * (len(entities) // len(values))
             generator.shuffle(dealt)
             train = round(SPLIT_SHARES["train"] * len(entities))
