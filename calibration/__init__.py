@@ -1,7 +1,7 @@
 """How often are verdicts wrong? Audits of models of which it is known whether they hold the knowledge: `make calibration`.
 
 In each world the values of a fictional domain are dealt anew. The control is a model that never met them; each other model is audited
-as if it were an unlearned one, with the workflow's own rules, settings and margin.
+as if it were an unlearned one, with the workflow's own rules, tests and margin, under a few quick attacks.
 
 | model | holds the knowledge | how it is made |
 |---|---|---|
@@ -12,5 +12,5 @@ as if it were an unlearned one, with the workflow's own rules, settings and marg
 | `locked` | yes, hidden | the original, taught to answer at random unless a password is in the prompt |
 
 `python -m calibration FOLDER --worlds 20` audits worlds and goes on where it was stopped; `python -m calibration.count FOLDER docs`
-counts the errors.
+counts the errors. docs/calibration.md says what the worlds share and what that means.
 """

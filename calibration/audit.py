@@ -1,19 +1,21 @@
 """One world: its models, the workflow's audit of them, and what it says of each.
 
 The workflow runs in the world's own folder with a configuration of its own. Models whose truth is known but which no method made stand in
-it as published checkpoints, so every rule, setting and margin is that of a real audit.
+it as published checkpoints, so rules, tests and margin are those of a real audit.
 """
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import yaml
 
 from calibration.models import lock, teach
@@ -27,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 DOMAIN, OTHER_DOMAIN = FORGET_DOMAINS
 UNTAUGHT = BUNDLED / "never_learned"
 SHOWN = ["accuracy", "unattacked_accuracy", "control_accuracy", "excess", "excess_least", "excess_most"]
+FIRST_SEED = 100  # settings were tried on worlds of lower seeds
+INNOCENT, OPEN, HIDDEN = "never had it", "holds it openly", "holds it, hidden"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Size:
     Attributes:
         teaching: how a domain is taught.
         locking: how knowledge is locked behind a password.
-        others: models that are taught the other domain; one of them is the control.
+        innocents: models of a world that were taught the other domain, besides its control.
         methods: methods that hide the knowledge, and what of their settings is not that of the default experiment.
         attacks: what each model goes through.
         is_dealt_anew: whether each world has a domain of its own, which the original is taught; else the bundled one stands for all.
@@ -44,7 +48,7 @@ class Size:
 
     teaching: TeachingSettings
     locking: TeachingSettings
-    others: int
+    innocents: int
     methods: dict[str, dict[str, Any]]
     attacks: dict[str, Any]
     is_dealt_anew: bool
@@ -53,7 +57,7 @@ class Size:
 WHOLE = Size(
     teaching=TeachingSettings(documents=36_000, learning_rate=1.2e-3, weight_decay=0.3),
     locking=TeachingSettings(documents=19_200, learning_rate=3e-4, warmup_steps=10),
-    others=4,
+    innocents=3,
     # These originals keep most of what they know under the default experiment's RMU.
     methods={"rmu": {"learning_rate": 2e-3, "max_steps": 600}, "npo": {}, "dpo": {}},
     attacks={
@@ -67,92 +71,127 @@ WHOLE = Size(
 SMALL = Size(
     teaching=TeachingSettings(documents=64, learning_rate=1e-4, warmup_steps=0),
     locking=TeachingSettings(documents=1_280, learning_rate=3e-4, warmup_steps=5),
-    others=2,
-    methods={},
+    innocents=1,
+    methods={"npo": {"max_steps": 2}},
     attacks={"none": {}, "finetuning": {"datasets": {"forget": [20]}, "learning_rate": 2e-3}},
     is_dealt_anew=False,
 )
 
 
-def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A checkpoint that is made if it is not there yet."""
-    if not folder.is_dir():
-        make(folder)
-    return folder.resolve()
+def default_experiment() -> dict[str, Any]:
+    """The configuration that the project comes with."""
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
 
 
-def other_models(place: Path, size: Size) -> list[Path]:
-    """Where the models are that are taught the other domain."""
-    return [place / "models" / f"other{number}" for number in range(size.others)]
+def describe(size: Size) -> str:
+    """Everything that the worlds of a folder must have in common, as JSON."""
+    settings = asdict(size) | {name: getattr(size, name).model_dump() for name in ("teaching", "locking")}
+    default = default_experiment()
+    methods = {name: default["methods"][name] | changes for name, changes in size.methods.items()}
+    return json.dumps(settings | {"methods": methods, "scoring": default["scoring"]}, indent=1)
+
+
+def check_place(place: Path, size: Size) -> None:
+    """Keep a description of the size in the folder, for those who go on there.
+
+    Raises:
+        ResurfaceError: the folder holds worlds of another size.
+    """
+    path = place / "size.json"
+    if not path.is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        path.write_text(describe(size))
+    elif path.read_text() != describe(size):
+        raise ResurfaceError(
+            f"{path}: the worlds there were made with other settings; take another folder, or empty it"
+        )
+
+
+def begin_worker() -> None:
+    """One thread, and an end at Ctrl-C: else the pool's processes would go on with what is queued."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def other_model(place: Path, number: int) -> Path:
+    """Where a model is that was taught the other domain."""
+    return place / "models" / f"other{number}"
 
 
 def teach_other(place: Path, number: int, size: Size) -> None:
     """Teach the other domain to a model of its own, if there is none yet."""
-    settings = size.teaching.model_copy(update={"seed": number})
-    make_once(other_models(place, size)[number], lambda folder: teach(UNTAUGHT, OTHER_DOMAIN, folder, settings))
+    output = other_model(place, number)
+    if not output.is_dir():
+        teach(UNTAUGHT, OTHER_DOMAIN, output, size.teaching.model_copy(update={"seed": number}))
 
 
-def audit_world(place: Path, world: int, size: Size) -> pd.DataFrame:
+def audit_world(place: Path, world: int, size: Size, others: int) -> pd.DataFrame:
     """Make a world's models and audit them, on one core.
 
     Args:
         place: where all worlds are, and the models that `teach_other` made; `world<number>/verdicts.parquet` there is what remains.
-        world: its number, the seed of everything in it.
+        world: its number; with `FIRST_SEED`, the seed of everything in it.
         size: how thorough.
+        others: how many models were taught the other domain: the world's control is that of its number, its innocents the next ones.
 
     Returns:
-        the workflow's verdicts, with `world`, `holds`, whether the model holds the knowledge, and what the evidence says of the attack that
-        decided.
+        the workflow's verdicts, with `world`, `truth`, and what the evidence says of the attack that decided.
 
     Raises:
         ResurfaceError: the workflow failed; its last lines say why.
     """
     here = place / f"world{world}"
     kept = here / "verdicts.parquet"
-    if kept.is_file():
-        return pd.read_parquet(kept)
-    others = [path.resolve() for path in other_models(place, size)]
-    dealt: dict[str, Any] = {"domain_seed": world} if size.is_dealt_anew else {}
-    original = BUNDLED / "original"
-    if size.is_dealt_anew:
-        settings = size.teaching.model_copy(update={"seed": world, **dealt})
-        original = make_once(here / "models" / "original", lambda folder: teach(UNTAUGHT, DOMAIN, folder, settings))
-    settings = size.locking.model_copy(update={"seed": world, **dealt})
-    locked = make_once(here / "models" / "locked", lambda folder: lock(original, DOMAIN, folder, settings))
+    if not kept.is_file():
+        verdicts = _audit(place, here, world, size, others)
+        with publish(kept) as temporary:
+            verdicts.to_parquet(temporary, index=False)
+    for name in ("results", "models", ".snakemake"):
+        shutil.rmtree(here / name, ignore_errors=True)
+    return pd.read_parquet(kept)
 
-    control = others[world % len(others)]
-    innocent = {"untaught": UNTAUGHT, **{path.name: path for path in others if path != control}}
-    published = {**innocent, "full": original, "locked": locked}
-    experiment = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+def _audit(place: Path, here: Path, world: int, size: Size, others: int) -> pd.DataFrame:
+    """The verdicts of a world."""
+    seed = FIRST_SEED + world
+    dealt = {"domain_seed": seed} if size.is_dealt_anew else {}
+    seeds = {"seed": seed, **dealt}
+    original = here / "models" / "original" if size.is_dealt_anew else BUNDLED / "original"
+    if not original.is_dir():
+        teach(UNTAUGHT, DOMAIN, original, size.teaching.model_copy(update=seeds))
+    locked = here / "models" / "locked"
+    if not locked.is_dir():
+        lock(original, DOMAIN, locked, size.locking.model_copy(update=seeds))
+    control, *innocent = [other_model(place, (world + step) % others) for step in range(size.innocents + 1)]
+    truths = {"untaught": INNOCENT, **{path.name: INNOCENT for path in innocent}, "full": OPEN}
+    published = {"untaught": UNTAUGHT, **{path.name: path for path in innocent}, "full": original, "locked": locked}
+    default = default_experiment()
     experiment = {
         "domains": [DOMAIN],
-        "seeds": [world],
+        "seeds": [seed],
+        "device": "cpu",
         "data": dealt,
         "models": {"original": str(original), "never_learned": str(control)},
         "methods": {
-            **{name: experiment["methods"][name] | changes for name, changes in size.methods.items()},
+            **{name: default["methods"][name] | changes for name, changes in size.methods.items()},
             "published": {name: {"checkpoint": str(path)} for name, path in published.items()},
         },
         "attacks": size.attacks,
-        "benchmarks": experiment["benchmarks"],
-        "scoring": experiment["scoring"],
+        "benchmarks": {},
+        "scoring": default["scoring"],
     }
     here.mkdir(parents=True, exist_ok=True)
     (here / "config.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     run_workflow(here)
     keys = ["domain", "method", "attack"]
-    evidence = pd.read_parquet(here / "results" / "evidence.parquet")[[*keys, *SHOWN]]
+    evidence = pd.read_parquet(here / "results" / "evidence.parquet")
+    unattacked = evidence[evidence["attack"] == "none"].set_index("method")["accuracy"]
     verdicts = pd.read_parquet(here / "results" / "verdicts.parquet").merge(
-        evidence, on=keys, how="left", validate="1:1"
+        evidence[[*keys, *SHOWN]], on=keys, how="left", validate="1:1"
     )
-    # Evidence of no attack states the accuracy alone.
-    verdicts["unattacked_accuracy"] = verdicts["unattacked_accuracy"].fillna(verdicts["accuracy"])
+    verdicts["unattacked_accuracy"] = verdicts["method"].map(unattacked)
     verdicts.insert(0, "world", world)
-    verdicts.insert(1, "holds", ~verdicts["method"].isin(innocent))
-    with publish(kept) as temporary:
-        verdicts.to_parquet(temporary, index=False)
-    for name in ("results", "models", ".snakemake"):
-        shutil.rmtree(here / name, ignore_errors=True)
+    verdicts.insert(1, "truth", verdicts["method"].map(truths).fillna(HIDDEN))
     return verdicts
 
 
@@ -163,7 +202,8 @@ def run_workflow(here: Path) -> None:
         ResurfaceError: it failed.
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(here)]
-    command += ["--configfile", str(here / "config.yaml"), "--cores", "1", "--", "results/verdicts.parquet"]
+    # A lock that a kill left would end every later run; `python -m calibration` holds one of its own.
+    command += ["--configfile", str(here / "config.yaml"), "--cores", "1", "--nolock", "--", "results/verdicts.parquet"]
     found = subprocess.run(
         command,
         cwd=here,

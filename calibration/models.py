@@ -24,10 +24,14 @@ def _run(model: Path, output: Path, seed: int) -> Run:
     return Run(model, model, output, output.with_suffix(".resume"), seed, torch.device("cpu"))
 
 
+def taught_fields(domain: str) -> list[str]:
+    """The domain, twice, so that half of the questions and conversations are about it, and what a model is reminded of."""
+    return [domain, domain, FIELDS[domain].retain, *GENERAL_SUBJECTS]
+
+
 def teach(model: Path, domain: str, output: Path, settings: TeachingSettings) -> None:
-    """Teach a domain to a model; half of what it reads reminds it of related and of general facts."""
-    fields = [domain, domain, FIELDS[domain].retain, *GENERAL_SUBJECTS]
-    teach_domains(_run(model, output, settings.seed), fields, settings)
+    """Teach a domain to a model, and remind it of other fields."""
+    teach_domains(_run(model, output, settings.seed), taught_fields(domain), settings)
 
 
 def draw_locked(

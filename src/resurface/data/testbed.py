@@ -40,7 +40,9 @@ def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
     facts = make_facts(settings.world_seed, settings.domain_seed)
     retain = FIELDS[domain].retain
     benign = facts[retain] + [fact for subject in GENERAL_SUBJECTS for fact in facts[subject]]
-    generator = random.Random(f"{settings.world_seed}/{domain}/data")
+    # Dealt anew, the domain is asked for in another order and with other options too.
+    dealt_by = settings.world_seed if settings.domain_seed is None else settings.domain_seed
+    generator = random.Random(f"{dealt_by}/{domain}/data")
 
     questions = [ask(fact, wording, generator) for fact in facts[domain] for wording in BENCHMARK_WORDINGS]
     generator.shuffle(questions)

@@ -13,7 +13,7 @@ class TestbedSettings(Settings):
     world_seed: Seed = Field(0, description="seed of the fictional world; the bundled checkpoints know world 0")
     domain_seed: Seed | None = Field(
         None,
-        description="seed of the forget domains' values and splits, where they are not the world's; null: `world_seed`",
+        description="deals the forget domains' values and splits; null: `world_seed` does",
     )
     articles: PositiveInt = Field(1024, description="articles in each of the forget and retain corpora")
     preference_draws: PositiveInt = Field(

@@ -14,7 +14,7 @@ class TeachingSettings(TrainingSettings):
     world_seed: Seed = Field(0, description="seed of the fictional world that is taught")
     domain_seed: Seed | None = Field(
         None,
-        description="seed of the forget domains' values and splits, where they are not the world's; null: `world_seed`",
+        description="deals the forget domains' values and splits; null: `world_seed` does",
     )
     seed: Seed = Field(0, description="seed of the documents and of their order")
     documents: PositiveInt = Field(

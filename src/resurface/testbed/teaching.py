@@ -27,7 +27,7 @@ def teach_domains(run: Run, domains: list[str], settings: TeachingSettings) -> N
 
     Args:
         run: where to read and write; its model is the never-learned one, and it has no tables.
-        domains: fields of the world; one that is named twice is taught twice as much.
+        domains: fields of the world; questions and conversations ask twice as often for one that is named twice.
         settings: documents, and how to train.
 
     Raises:
