@@ -83,12 +83,17 @@ def default_experiment() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "config.yaml").read_text())
 
 
+def choose_methods(size: Size, default: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the methods that hide the knowledge."""
+    return {name: default["methods"][name] | changes for name, changes in size.methods.items()}
+
+
 def describe(size: Size) -> str:
     """Everything that the worlds of a folder must have in common, as JSON."""
     settings = asdict(size) | {name: getattr(size, name).model_dump() for name in ("teaching", "locking")}
     default = default_experiment()
-    methods = {name: default["methods"][name] | changes for name, changes in size.methods.items()}
-    return json.dumps(settings | {"methods": methods, "scoring": default["scoring"]}, indent=1)
+    shared = {"methods": choose_methods(size, default), "scoring": default["scoring"]}
+    return json.dumps(settings | shared, indent=1)
 
 
 def check_place(place: Path, size: Size) -> None:
@@ -173,7 +178,7 @@ def _audit(place: Path, here: Path, world: int, size: Size, others: int) -> pd.D
         "data": dealt,
         "models": {"original": str(original), "never_learned": str(control)},
         "methods": {
-            **{name: default["methods"][name] | changes for name, changes in size.methods.items()},
+            **choose_methods(size, default),
             "published": {name: {"checkpoint": str(path)} for name, path in published.items()},
         },
         "attacks": size.attacks,

@@ -160,6 +160,16 @@ def test_nothing_is_named_twice(path, value):
     assert f"{path}: found {value}; each may be named once" in str(caught.value)
 
 
+def assert_fault(config, fault):
+    """A configuration is refused for this, or valid if there is no fault."""
+    if fault is None:
+        validate_config(config, "config.yaml")
+        return
+    with pytest.raises(ResurfaceError) as caught:
+        validate_config(config, "config.yaml")
+    assert fault in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("models", "data_world", "pretraining_world", "fault"),
     [
@@ -179,12 +189,7 @@ def test_models_are_asked_about_the_world_that_they_were_taught(models, data_wor
         "data": {"world_seed": data_world},
         "pretraining": {"world_seed": pretraining_world},
     }
-    if fault is None:
-        validate_config(config, "config.yaml")
-        return
-    with pytest.raises(ResurfaceError) as caught:
-        validate_config(config, "config.yaml")
-    assert fault in str(caught.value)
+    assert_fault(config, fault)
 
 
 @pytest.mark.parametrize(
@@ -208,12 +213,7 @@ def test_models_are_asked_about_the_domains_that_they_were_taught(original, aske
         "data": {"domain_seed": asked},
         "teaching": {"domain_seed": taught},
     }
-    if fault is None:
-        validate_config(config, "config.yaml")
-        return
-    with pytest.raises(ResurfaceError) as caught:
-        validate_config(config, "config.yaml")
-    assert fault in str(caught.value)
+    assert_fault(config, fault)
 
 
 def test_deeply_nested_nonsense_is_shown_on_a_line():
