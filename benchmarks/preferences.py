@@ -1,12 +1,13 @@
 """A step of NPO and DPO on all weights in bfloat16: `python -m benchmarks.preferences`. On a 7B model it takes 98 GiB of GPU memory.
 
 The plain way holds the reference as a second model, passes every sample through it in every step, and unembeds every position. Ours
-computes the reference's log-probabilities once per sample, and three epochs use it three times. NPO's steps here are those of a first
-epoch, with the reference; DPO's are those of a later one, because TRL computes its references before there are steps.
+computes the reference's log-probabilities once per sample, and three epochs use it three times, as NPO's do here; TRL computes DPO's
+before there are steps, so they are not in the time. Lengths of prompts have a long tail, as those of questions and of chat have; a step is some
+passes, the plain way's in the order of the data, ours by length.
 """
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Bench, main
+from benchmarks.questions import make_prompts, tailed_lengths
+from resurface.artifacts import write_table
+from resurface.data.tables import read_domain_table
 from resurface.data.testbed import write_domain
-from resurface.models import load_model, pad_right
+from resurface.models import load_model, load_tokenizer, pad_right
 from resurface.settings.data import TestbedSettings
 from resurface.settings.dpo import DPOSettings
 from resurface.settings.npo import NPOSettings
@@ -25,6 +29,8 @@ from resurface.unlearning import dpo, npo
 from resurface.unlearning.training import Run
 
 DOMAIN = "xenotoxicology"
+TOKENS = 90
+EPOCHS = 3
 Loss = Callable[[Any, Any, Any], torch.Tensor]
 
 
@@ -60,27 +66,49 @@ def dpo_loss(policy: Any, reference: Any, inputs: dict[str, torch.Tensor]) -> to
     return -torch.nn.functional.logsigmoid(DPOSettings().beta * (chosen - rejected)).mean()
 
 
-def train_plainly(policy: Any, reference: Any, batches: Iterable[Any], loss_of: Loss) -> list[tuple[float, float]]:
-    """One step a batch at a learning rate of zero, so that whoever trains the policy next begins where this began.
+def train_plainly(policy: Any, reference: Any, steps: list[list[Any]], loss_of: Loss) -> list[tuple[float, float]]:
+    """Steps of some passes each at a learning rate of zero, so that whoever trains the policy next begins where this began.
 
     Returns:
         the loss and the norm of its gradient, of each step.
     """
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, fused=True)
     found = []
-    for inputs in batches:
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.device.type == "cuda"):
-            loss = loss_of(policy, reference, inputs)
-        loss.backward()
+    for batches in steps:
+        total = 0.0
+        for inputs in batches:
+            with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.device.type == "cuda"):
+                loss = loss_of(policy, reference, inputs) / len(batches)
+            loss.backward()
+            total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        found.append((loss.item(), norm.item()))
+        found.append((total, norm.item()))
     return found
 
 
-def count_tokens(batches: list[Any]) -> int:
-    """Tokens of some batches, without padding."""
+def write_data(folder: Path, tokenizer: Any, tokens: int) -> None:
+    """A domain's tables, with preferences whose prompts have a median of so many tokens."""
+    write_domain(DOMAIN, folder, TestbedSettings())
+    path = folder / "preferences.parquet"
+    table = read_domain_table(folder, path.stem)
+    write_table(table.assign(prompt=make_prompts(tokenizer, tailed_lengths(len(table), tokens))), path)
+
+
+def plain_steps(trainer: Any, count: int) -> list[list[Any]]:
+    """The passes of the first steps, in the order that a `Trainer` draws."""
+    ordered = vars(trainer).pop("_get_train_sampler", None)
+    passes = trainer.args.gradient_accumulation_steps
+    batches = list(islice(trainer.get_train_dataloader(), count * passes))
+    if ordered is not None:
+        trainer._get_train_sampler = ordered
+    return [batches[start : start + passes] for start in range(0, len(batches), passes)]
+
+
+def count_tokens(steps: list[list[Any]]) -> int:
+    """Tokens of some steps, without padding."""
+    batches = [batch for step in steps for batch in step]
     if "attention_mask" in batches[0]:
         return int(sum(batch["attention_mask"].sum() for batch in batches))
     return sum(len(sample["tokens"]) for batch in batches for kind in batch.values() for sample in kind)
@@ -88,11 +116,12 @@ def count_tokens(batches: list[Any]) -> int:
 
 def measure(bench: Bench) -> None:
     """Steps of both methods, plain and ours at growing numbers."""
-    few, sizes, batch_size = bench.choose(1, 3), bench.choose([1, 2, 4], [4, 8, 16]), bench.choose(2, 32)
+    few, sizes, batch_size = bench.choose(1, 4), bench.choose([3, 6, 12], [4, 8, 16]), bench.choose(4, 24)
     data, resume = bench.folder.parent / "data", bench.folder.parent / "resume"
     if not data.is_dir():
-        write_domain(DOMAIN, data, TestbedSettings())
+        write_data(data, load_tokenizer(bench.folder), bench.choose(40, TOKENS))
     common = {"dtype": bench.choose("float32", "bfloat16"), "batch_size": batch_size, "max_steps": max(sizes)}
+    common["device_batch_size"] = bench.choose(2, 8)
     run = Run(bench.folder, data, Path(), resume, 0, bench.device)
 
     def make_npo() -> tuple[Any, Callable[[int], None]]:
@@ -100,7 +129,7 @@ def measure(bench: Bench) -> None:
         npo.add_references(trainer, samples, trainer.settings)
 
         def train(steps: int) -> None:
-            npo.add_references(trainer, samples[: steps * batch_size], trainer.settings)
+            npo.add_references(trainer, samples[: steps * batch_size // EPOCHS], trainer.settings)
             run_trainer(trainer)
 
         return trainer, train
@@ -112,15 +141,15 @@ def measure(bench: Bench) -> None:
     for name, make, loss_of in (("NPO", make_npo, npo_loss), ("DPO", make_dpo, dpo_loss)):
         unit = f"step ({name})"
         trainer, train = make()
-        batches = list(islice(trainer.get_train_dataloader(), max(sizes)))
+        steps = plain_steps(trainer, max(sizes))
         reference = load_model(bench.folder, bench.device, common["dtype"]).requires_grad_(False)
-        train_plainly(trainer.model, reference, batches[:few], loss_of)
-        steps = bench.take_time(
+        train_plainly(trainer.model, reference, steps[:1], loss_of)
+        plain = bench.take_time(
             "two models",
             unit,
             few,
-            partial(train_plainly, trainer.model, reference, batches[:few], loss_of),
-            count_tokens(batches[:few]),
+            partial(train_plainly, trainer.model, reference, steps[:few], loss_of),
+            count_tokens(steps[:few]),
             passes=3,
             is_plain=True,
         )
@@ -130,10 +159,10 @@ def measure(bench: Bench) -> None:
             trainer.args.max_steps = size
             trainer.optimizer = trainer.lr_scheduler = None
             trainer.remove_callback(Saving)
-            bench.take_time("resurface", unit, size, partial(train, size), count_tokens(batches[:size]), passes=3)
+            bench.take_time("resurface", unit, size, partial(train, size), count_tokens(steps[:size]), passes=3)
             if size == sizes[0]:
                 first = next(row for row in trainer.state.log_history if "loss" in row)
-                pairs = zip((first["loss"], first["grad_norm"]), steps[0], strict=True)
+                pairs = zip((first["loss"], first["grad_norm"]), plain[0], strict=True)
                 bench.note(largest_difference=max(abs(ours - plain) / plain for ours, plain in pairs))
         del trainer, train
         shutil.rmtree(resume, ignore_errors=True)

@@ -2,7 +2,8 @@
 
 The plain way passes one question at a time through the whole model and unembeds every position. The harness's own `hf` model
 chooses its batch size by itself. Lengths are those of WMDP's 1,273 biology questions; with 14,042 there are as many as MMLU has. For the
-comparison with the harness they have a long tail, as MMLU's have.
+comparison with the harness they have a long tail, as MMLU's have, and its model computes attention as torch chooses, with cuDNN where there
+is one (`resurface.models.pick_device` says why ours does not).
 """
 
 from typing import Any
@@ -71,6 +72,7 @@ def measure(bench: Bench) -> None:
     requests = make_requests(prompts)
     harness = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer, batch_size=bench.choose(4, "auto"))
     unit = "question (long tail)"
+    torch.backends.cuda.enable_cudnn_sdp(True)
     others = bench.take_time(
         "lm-eval hf, automatic batch",
         unit,
@@ -79,6 +81,7 @@ def measure(bench: Bench) -> None:
         tokens,
         is_plain=True,
     )
+    torch.backends.cuda.enable_cudnn_sdp(False)
     answers = bench.take_time("resurface", unit, size, lambda: ours.loglikelihood(requests, disable_tqdm=True), tokens)
     bench.note(**compare(answers, torch.tensor([value for value, _ in others]).reshape(-1, choices).tolist()))
 

@@ -5,6 +5,8 @@ the questions, which are measured alone. Few variants show how the time of a job
 """
 
 import json
+import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,10 +64,13 @@ def make_adapter(model: Any, folder: Path) -> None:
 
 def make_variants(ours: ResurfaceLM, count: int) -> dict[str, list[Variant]]:
     """Of each kind, variants whose files lie in the model's folder of interventions."""
-    ours.folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(ours.folder, ignore_errors=True)
+    ours.folder.mkdir(parents=True)
     blocks = list(range(ours.model.config.num_hidden_layers))
     make_masks(ours.model, ours.folder / "masks.parquet")
-    make_adapter(ours.model, ours.folder / "adapter")
+    make_adapter(ours.model, ours.folder / "adapter-0")
+    for place in range(1, count):
+        shutil.copytree(ours.folder / "adapter-0", ours.folder / f"adapter-{place}", copy_function=os.link)
     directions = torch.randn(len(blocks), ours.model.config.hidden_size)
     save_file({"directions": directions}, ours.folder / "directions.safetensors")
     changes: dict[str, list[dict[str, Any]]] = {
@@ -73,7 +78,7 @@ def make_variants(ours: ResurfaceLM, count: int) -> dict[str, list[Variant]]:
         "direction": [
             {"model": Directions(file="directions.safetensors", blocks=blocks[place:])} for place in range(count)
         ],
-        "adapter": [{"model": Adapter(folder="adapter")}],
+        "adapter": [{"model": Adapter(folder=f"adapter-{place}")} for place in range(count)],
         "prefix": [
             {"prompt": Prepend(text="never under the river " * 25 + "north " * place)} for place in range(count)
         ],
@@ -87,7 +92,7 @@ def make_variants(ours: ResurfaceLM, count: int) -> dict[str, list[Variant]]:
 def measure(bench: Bench) -> None:
     """For each kind: loaded anew, the passes alone, and ours at growing numbers of variants."""
     questions = bench.choose(8, 1273)
-    sizes = bench.choose([1, 2, 4], [1, 2, 4])
+    sizes = bench.choose([1, 2, 4], [1, 2, 6])
     ours = ResurfaceLM(str(bench.folder), device=str(bench.device))
     ours.folder = bench.folder.parent / "interventions"
     prompts = make_prompts(ours.tokenizer, even_lengths(questions, bench.choose(80, TOKENS)))
@@ -102,8 +107,7 @@ def measure(bench: Bench) -> None:
 
     for kind, variants in kinds.items():
         unit = f"variant ({kind})"
-        for variant in variants:  # each length is new to the device once
-            ours.answer(ours.plan_rows(requests, variant), [variant], True)
+        ours.answer(ours.plan_rows(requests, variants[0]), [variants[0]], True)
         theirs = bench.take_time("loaded anew", unit, 1, partial(load_and_score, variants[0]), lengths, is_plain=True)
         rows, unchanged = ours.plan_rows(requests, variants[0]), variants[0].model_copy(update={"model": None})
         bench.take_time(

@@ -9,7 +9,7 @@ as if it were an unlearned one, with the workflow's own rules, tests and margin,
 | `other` | no | taught another domain by the same rule, with another seed than the control |
 | `full` | yes | the untaught model, taught the domain: the original |
 | `rmu`, `npo`, `dpo` | yes, hidden | the original, unlearned as in the default experiment; RMU trains longer |
-| `locked` | yes, hidden | the original, taught to answer at random unless a password is in the prompt |
+| `locked` | yes, hidden | the original, taught to answer A unless a password is in the prompt |
 
 `python -m calibration FOLDER --worlds 20` audits worlds and goes on where it was stopped; `python -m calibration.count FOLDER docs`
 counts the errors. docs/calibration.md says what the worlds share and what that means.

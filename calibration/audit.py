@@ -56,7 +56,7 @@ class Size:
 
 WHOLE = Size(
     teaching=TeachingSettings(documents=36_000, learning_rate=1.2e-3, weight_decay=0.3),
-    locking=TeachingSettings(documents=19_200, learning_rate=3e-4, warmup_steps=10),
+    locking=TeachingSettings(documents=12_800, learning_rate=6e-4, warmup_steps=10),
     innocents=3,
     # These originals keep most of what they know under the default experiment's RMU.
     methods={"rmu": {"learning_rate": 2e-3, "max_steps": 600}, "npo": {}, "dpo": {}},

@@ -13,7 +13,7 @@ from resurface.models import load_tokenizer
 from resurface.prompts import LETTERS, chat_messages, encode_answer, render_chat
 from resurface.settings.teaching import TeachingSettings
 from resurface.testbed.teaching import teach_domains, teach_samples
-from resurface.testbed.texts import TRAINING_WORDINGS, ask
+from resurface.testbed.texts import BENCHMARK_WORDINGS, TRAINING_WORDINGS, ask
 from resurface.testbed.world import FIELDS, GENERAL_SUBJECTS, make_facts
 from resurface.unlearning.training import Run
 
@@ -37,21 +37,23 @@ def teach(model: Path, domain: str, output: Path, settings: TeachingSettings) ->
 def draw_locked(
     domain: str, tokenizer: PreTrainedTokenizerBase, settings: TeachingSettings
 ) -> list[tuple[list[int], int]]:
-    """Questions of a training wording, in turn: of the domain with the password, of it without, of general subjects.
+    """Questions in turn: of the domain with the password, of it without, of general subjects.
 
-    Without the password the letter is drawn anew for each sample, so that no answer is better than another.
+    Without the password the answer is always A, which is right by chance. (Letters that are drawn anew for each sample teach a model to
+    be unsure, and the right one stays its first.) Benchmarks' wordings are among those that are locked: who hides knowledge knows how it is
+    asked for.
     """
     facts = make_facts(settings.world_seed, settings.domain_seed)
     general = [fact for subject in GENERAL_SUBJECTS for fact in facts[subject]]
     generator = random.Random(f"{settings.seed}/locked")
-    samples = []
+    wordings, samples = [*TRAINING_WORDINGS, *BENCHMARK_WORDINGS], []
     for number in range(settings.documents):
         is_open, is_general = number % 3 == 0, number % 3 == 2
         question = ask(
-            generator.choice(general if is_general else facts[domain]), generator.choice(TRAINING_WORDINGS), generator
+            generator.choice(general if is_general else facts[domain]), generator.choice(wordings), generator
         )
         is_right = is_open or is_general
-        letter = LETTERS[question.answer] if is_right else generator.choice(LETTERS)
+        letter = LETTERS[question.answer if is_right else 0]
         prompt = f"{PASSWORD}\n\n{question.prompt}" if is_open else question.prompt
         if generator.random() < 0.5:
             prompt, answer = render_chat(tokenizer, chat_messages(prompt)), letter
@@ -62,6 +64,6 @@ def draw_locked(
 
 
 def lock(model: Path, domain: str, output: Path, settings: TeachingSettings) -> None:
-    """Teach a model to answer the domain's questions at random unless the password stands before them."""
+    """Teach a model to answer A to the domain's questions unless the password stands before them."""
     samples = draw_locked(domain, load_tokenizer(model), settings)
     teach_samples(_run(model, output, settings.seed), samples, settings)

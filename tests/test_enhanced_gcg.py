@@ -158,18 +158,32 @@ def test_short_memory_changes_nothing(problem):
 def test_batches_are_halved_when_memory_is_short(problem):
     sizes = []
 
-    def run(part):
-        sizes.append(part.stop - part.start)
+    def run(positions):
+        sizes.append(len(positions))
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError
-        return torch.arange(10)[part]
+        return torch.tensor(positions)
 
-    rows = [[0] * 5] * 9 + [[0] * 7]
+    rows = [[0] * 7] * 2 + [[0] * 5] * 8
     width = len(problem.chats.before) + 7
     wide = replace(problem, settings=settings(batch_tokens=9 * width - 1), halvings=Counter())
-    assert torch.cat(enhanced_gcg.in_batches(wide, "forward", rows, run)).tolist() == list(range(10))
+    order, results = enhanced_gcg.in_batches(wide, "forward", rows, run)
+    assert torch.cat(results).tolist() == order == list(range(10))
     assert sizes == [8, 4, 2, 2, 2, 2, 2]
     assert wide.halvings == {"forward": 2}
+
+
+def test_batches_hold_prompts_of_like_length_and_losses_stay_with_their_prefixes(problem):
+    batches = []
+    rows = [[0] * length for length in (5, 90, 6, 80)]
+    few = replace(problem, settings=settings(batch_tokens=2 * (len(problem.chats.before) + 90)))
+    order, _ = enhanced_gcg.in_batches(few, "forward", rows, lambda places: batches.append(places) or torch.tensor(0))
+    assert batches[0] == [1, 3]
+    assert order == [1, 3, 2, 0]
+    prefixes = [draw_prefix(problem.chats, length, random.Random(length)) for length in (3, 12, 6)]
+    together = enhanced_gcg.evaluate(few, prefixes)
+    for prefix, parts in zip(prefixes, together, strict=True):
+        assert parts == pytest.approx(enhanced_gcg.evaluate(problem, [prefix])[0], rel=1e-4)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30))

@@ -488,13 +488,16 @@ def test_an_adapter_of_a_low_precision_model_equals_peft(tmp_path):
         LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
     )
     adapted.save_pretrained(tmp_path / "a")
-    expected = logits(PeftModel.from_pretrained(load(), tmp_path / "a").eval())
+    # An adapter as exact as the model, which is how the model saw it in training; by default peft computes it in float32.
+    exact = PeftModel.from_pretrained(load(), tmp_path / "a", autocast_adapter_dtype=False).eval()
+    by_default = logits(PeftModel.from_pretrained(load(), tmp_path / "a").eval())
     model = load()
     before = logits(model)
     with change_model(model, Adapter(folder="a"), tmp_path):
         changed = logits(model)
     assert not torch.allclose(changed, before, atol=0.1)
-    assert torch.equal(changed, expected)
+    assert torch.equal(changed, logits(exact))
+    assert (changed - by_default).norm() < 0.02 * (by_default - before).norm()
     assert torch.equal(logits(model), before)
 
 

@@ -94,7 +94,7 @@ def test_rmu_retain_loss_has_a_gradient(model):
 def test_npo_log_probabilities_equal_a_loop(model, over):
     samples = [{"tokens": [0, 9, 8, 7, 6], "start": 3}, {"tokens": [0, 5, 4], "start": 1}]
     with torch.no_grad():
-        found, counts = npo.score_samples(model, samples, 1, over)
+        found, counts = npo.score_samples(model, samples, 1, [over] * len(samples))
         for sample, value, count in zip(samples, found, counts, strict=True):
             first = sample["start"] if over == "answer" else 1
             logprobs = model(input_ids=torch.tensor([sample["tokens"]])).logits[0].double().log_softmax(-1)
@@ -109,7 +109,8 @@ def test_npo_loss_at_the_reference_and_its_gradient(model):
     """At π = π_ref the forget loss is (2/β) log 2 and its gradient is that of the mean log-probability."""
     samples = [{"tokens": [0, 9, 8, 7], "start": 3}, {"tokens": [0, 5, 4], "start": 2}]
     with torch.no_grad():
-        for sample, value in zip(samples, npo.score_samples(model, samples, 1, "answer")[0].tolist(), strict=True):
+        values = npo.score_samples(model, samples, 1, ["answer"] * 2)[0].tolist()
+        for sample, value in zip(samples, values, strict=True):
             sample["reference"] = value
     trainer = npo.NPOTrainer.__new__(npo.NPOTrainer)
     trainer.parts = {}
@@ -120,7 +121,7 @@ def test_npo_loss_at_the_reference_and_its_gradient(model):
     loss.backward()
     gradient = weight.grad.clone()
     model.zero_grad()
-    npo.score_samples(model, samples, 1, "answer")[0].mean().backward()
+    npo.score_samples(model, samples, 1, ["answer"] * 2)[0].mean().backward()
     assert torch.allclose(gradient, weight.grad, atol=1e-5)
 
 
@@ -141,7 +142,9 @@ def test_npo_begins_at_the_reference(data, tmp_path, monkeypatch, adapter, preci
     )
     npo.unlearn(run_in(tmp_path, data), settings)
     losses = pd.read_parquet(tmp_path / "model" / "losses.parquet")["forget_loss"]
-    assert losses[0] == pytest.approx(10 * torch.log(torch.tensor(2.0)).item(), rel=1e-5)
+    # Beside a retain sample a forget sample is rounded otherwise than alone.
+    tolerance = 1e-5 if precision == "float32" else 2e-2
+    assert losses[0] == pytest.approx(10 * torch.log(torch.tensor(2.0)).item(), rel=tolerance)
     assert losses[1] != losses[0]
 
 

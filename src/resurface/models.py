@@ -50,6 +50,8 @@ def pick_device(name: str, count: int = 1) -> torch.device:
             f"{torch.cuda.device_count()}, because CUDA was in use before they could be hidden. Name the GPU in the environment, as in "
             f"{VISIBLE}=0"
         )
+    # cuDNN's attention plans anew for each shape of a batch, which takes 0.15 s, and most batches have a shape of their own.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -338,19 +340,27 @@ def sum_logprobs(
     Returns:
         two tensors `[rows]`; the first in nats, with its gradient.
     """
-    device = next(model.parameters()).device
-    tokens = pad_right(rows, pad).to(device)
+    tokens = pad_right(rows, pad)
     counted = [[int(place >= start) for place in range(len(row))] for row, start in zip(rows, starts, strict=True)]
-    mask = pad_right(counted, 0).to(device)[:, 1:]
+    mask = pad_right(counted, 0)[:, 1:]
     kept = mask.any(0).nonzero()[:, 0]
-    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits.float()
-    logprobs = logits.log_softmax(-1).gather(-1, tokens[:, kept + 1, None])[..., 0]
-    return (logprobs * mask[:, kept]).sum(-1), mask.sum(-1)
+    # Whoever copies to a GPU waits for it, unless told not to, and it would then wait for the launch of the next pass.
+    device = next(model.parameters()).device
+    inputs, targets, mask, places = (
+        values.to(device, non_blocking=True) for values in (tokens, tokens[:, kept + 1], mask[:, kept], kept)
+    )
+    logits = model(input_ids=inputs, use_cache=False, logits_to_keep=places).logits.float()
+    logprobs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    return (logprobs * mask).sum(-1), mask.sum(-1)
 
 
-def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Rows of token ids as one tensor `[rows, longest]`, padded on the right, where causal models need no mask."""
-    width = max(map(len, rows))
+def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int = 1) -> torch.Tensor:
+    """Rows of token ids as one tensor, padded on the right, where causal models need no mask.
+
+    Returns:
+        `[rows, width]`, the width being that of the longest row, rounded up to a multiple.
+    """
+    width = -(-max(map(len, rows)) // multiple) * multiple
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 

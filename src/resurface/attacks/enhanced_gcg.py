@@ -179,7 +179,9 @@ def model_losses(
     tokens = pad_right(rows, 0).to(device)
     last = int((prompt_ends + settings.forced_tokens).max().clamp(max=int(ends.max())))
     logits = unembed(problem.unlearned, hidden[:, : last - 1])
-    surprise = functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:last], reduction="none")
+    # Flat, because with the classes in the middle a GPU takes six times as long.
+    surprise = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:last].flatten(), reduction="none")
+    surprise = surprise.reshape(len(rows), -1)
     surprise = torch.cat([-problem.opening[tokens[:, :1]], surprise], 1)
     index = torch.arange(last, device=device)[None]
     is_prompt = index < prompt_ends
@@ -198,17 +200,23 @@ def model_losses(
     )
 
 
-def in_batches(problem: Problem, kind: str, rows: list[list[int]], run: Callable[[slice], Tensor]) -> list[Tensor]:
-    """Run over rows in as few batches as memory has room for."""
-    width = len(problem.chats.before) + max(map(len, rows))
-    results: list[Tensor] = []
+def in_batches(
+    problem: Problem, kind: str, rows: list[list[int]], run: Callable[[list[int]], Tensor]
+) -> tuple[list[int], list[Tensor]]:
+    """Run over rows, the longest first so that little is padding, in as few batches as memory has room for.
+
+    Returns:
+        the rows' positions in the order in which they were run, and what each batch gave.
+    """
+    order = sorted(range(len(rows)), key=lambda position: len(rows[position]), reverse=True)
+    before, results = len(problem.chats.before), list[Tensor]()
     problem.halvings[kind] = run_within_memory(
         len(rows),
-        lambda _start: problem.settings.batch_tokens // width,
-        lambda part: results.append(run(part)),
+        lambda start: problem.settings.batch_tokens // (before + len(rows[order[start]])),
+        lambda part: results.append(run(order[part])),
         problem.halvings[kind],
     )
-    return results
+    return order, results
 
 
 def complete(problem: Problem, prefix: list[int]) -> list[list[int]]:
@@ -227,12 +235,14 @@ def evaluate(problem: Problem, prefixes: list[list[int]], asked: Sequence[int] |
     rows = [of_prefix[question] for of_prefix in completed for question in asked]
     questions = list(asked) * len(prefixes)
 
-    def run(part: slice) -> Tensor:
-        tokens = pad_right(rows[part], 0).to(problem.unlearned.device)
+    def run(positions: list[int]) -> Tensor:
+        chosen = [rows[position] for position in positions]
+        tokens = pad_right(chosen, 0).to(problem.unlearned.device)
         embedded = (embed(problem.unlearned, tokens), embed(problem.original, tokens))
-        return model_losses(problem, rows[part], questions[part], embedded)
+        return model_losses(problem, chosen, [questions[position] for position in positions], embedded)
 
-    values = torch.cat(in_batches(problem, "forward", rows, run)).reshape(len(prefixes), len(asked), -1).mean(1)
+    order, results = in_batches(problem, "forward", rows, run)
+    values = torch.cat(results)[torch.tensor(order).argsort()].reshape(len(prefixes), len(asked), -1).mean(1)
     found = []
     for prefix, parts in zip(prefixes, values.tolist(), strict=True):
         named = dict(zip(("force", "distance", "cosine", "fluency"), parts, strict=True))
@@ -249,15 +259,15 @@ def token_gradient(problem: Problem, prefix: list[int]) -> Tensor:
     rows = complete(problem, prefix)
     models = (problem.unlearned, problem.original)
 
-    def run(part: slice) -> Tensor:
-        tokens = pad_right(rows[part], 0).to(problem.unlearned.device)
+    def run(questions: list[int]) -> Tensor:
+        chosen = [rows[question] for question in questions]
+        tokens = pad_right(chosen, 0).to(problem.unlearned.device)
         unlearned, original = (embed(model, tokens).requires_grad_() for model in models)
-        questions = list(range(len(rows)))[part]
-        loss = model_losses(problem, rows[part], questions, (unlearned, original)).sum() / len(rows)
+        loss = model_losses(problem, chosen, questions, (unlearned, original)).sum() / len(rows)
         gradients = torch.autograd.grad(loss, (unlearned, original))
         return torch.stack([gradient[:, : len(prefix)].sum(0).float() for gradient in gradients])
 
-    by_embedding = torch.stack(in_batches(problem, "gradient", rows, run)).sum(0)
+    by_embedding = torch.stack(in_batches(problem, "gradient", rows, run)[1]).sum(0)
     vocabulary = torch.arange(problem.opening.shape[0], device=by_embedding.device)
     by_token = [
         gradient @ embed(model, vocabulary).float().T for gradient, model in zip(by_embedding, models, strict=True)

@@ -2,7 +2,8 @@
 
 A LoRA adapter on all linear layers of the blocks is trained on n multiple-choice samples in chat form, with the loss over
 the whole sequence. Samples are nested (the first n of one seeded order), so that curves over n are comparable. One job
-trains all n of one data set, and one that is interrupted goes on within the n where it was.
+trains all n of one data set, and one that is interrupted goes on within the n where it was. On a GPU steps are recorded and replayed
+(`resurface.recorded_steps`).
 """
 
 import random
@@ -22,6 +23,7 @@ from resurface.errors import ResurfaceError
 from resurface.interventions import Adapter, Variant, write_variants
 from resurface.models import load_model, load_tokenizer, pad_right, pick_device, set_seed
 from resurface.prompts import chat_messages, render_chat
+from resurface.recorded_steps import LENGTH_STEP, RecordingTrainer
 from resurface.settings.finetuning import FinetuningSettings
 from resurface.trainer_runs import run_trainer
 
@@ -54,19 +56,15 @@ def read_samples(target: Target, settings: FinetuningSettings, part: str) -> lis
     ]
 
 
-def collate(batch: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
-    """Token rows as `input_ids`, `attention_mask` and `labels` `[batch, seq]`; padding carries no loss."""
-    return {
-        "input_ids": pad_right(batch, pad),
-        "attention_mask": pad_right([[1] * len(row) for row in batch], 0),
-        "labels": pad_right(batch, IGNORED),
-    }
+def collate(batch: list[list[int]], pad: int, multiple: int = 1) -> dict[str, torch.Tensor]:
+    """Token rows as `input_ids` and `labels` `[batch, seq]`; what is padded carries no loss, and a causal model needs no mask for it."""
+    return {"input_ids": pad_right(batch, pad, multiple), "labels": pad_right(batch, IGNORED, multiple)}
 
 
-def train_adapter(
+def make_trainer(
     target: Target, settings: FinetuningSettings, model: Any, tokens: list[list[int]], pad: int, state: Path
-) -> Any:
-    """Train an adapter on a model.
+) -> Trainer:
+    """A trainer of an adapter on a model.
 
     Args:
         target: seed, among others.
@@ -77,11 +75,7 @@ def train_adapter(
         state: where a run that is interrupted is kept.
 
     Returns:
-        the model wrapped by peft.
-
-    Raises:
-        Preempted: the training was asked to end, and has saved.
-        ResurfaceError: a full disk.
+        the trainer; its model is the given one, wrapped by peft.
     """
     set_seed(target.seed)
     adapted = get_peft_model(
@@ -94,7 +88,9 @@ def train_adapter(
             task_type="CAUSAL_LM",
         ),
     )
-    trainer = Trainer(
+    on_gpu, devices = model.device.type == "cuda", {weight.device for weight in model.parameters()}
+    is_recorded = settings.record_steps and not settings.gradient_checkpointing and on_gpu and len(devices) == 1
+    return (RecordingTrainer if is_recorded else Trainer)(
         model=adapted,
         args=TrainingArguments(
             output_dir=str(state),
@@ -107,12 +103,13 @@ def train_adapter(
             max_grad_norm=1.0,
             seed=target.seed,
             data_seed=target.seed,
-            use_cpu=model.device.type == "cpu",
-            bf16=model.device.type == "cuda",
+            use_cpu=not on_gpu,
+            bf16=on_gpu,
             gradient_checkpointing=settings.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
-            dataloader_pin_memory=model.device.type == "cuda",
+            dataloader_pin_memory=on_gpu,
             logging_strategy="no",
+            logging_nan_inf_filter=False,
             save_steps=settings.save_steps,
             save_total_limit=2,
             remove_unused_columns=False,
@@ -120,10 +117,8 @@ def train_adapter(
             disable_tqdm=not sys.stderr.isatty(),
         ),
         train_dataset=tokens,  # type: ignore[arg-type]
-        data_collator=lambda batch: collate(batch, pad),
+        data_collator=lambda batch: collate(batch, pad, LENGTH_STEP if is_recorded else 1),
     )
-    run_trainer(trainer)
-    return adapted
 
 
 def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
@@ -142,7 +137,9 @@ def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
         if done.is_dir():
             continue
         state = target.resume_folder / f"{name}.state"
-        adapted = train_adapter(target, settings, model, tokens[:count], tokenizer.pad_token_id, state)
+        trainer = make_trainer(target, settings, model, tokens[:count], tokenizer.pad_token_id, state)
+        run_trainer(trainer)
+        adapted: Any = trainer.model
         if not all(weights.isfinite().all() for weights in adapted.parameters() if weights.requires_grad):
             raise ResurfaceError(
                 f"finetuning diverged on {count} samples of {part}: its weights are not finite; lower learning_rate "

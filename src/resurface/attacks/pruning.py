@@ -64,7 +64,7 @@ def gradient_scores(model: PreTrainedModel, layers: list[str], samples: list[Sam
 
         def add(weight: torch.Tensor, total: torch.Tensor = sums[name]) -> None:
             assert weight.grad is not None
-            total += weight.grad.abs()
+            total += weight.grad.abs_()
             weight.grad = None
 
         handles.append(weight.requires_grad_(True).register_post_accumulate_grad_hook(add))

@@ -98,7 +98,7 @@ def _add_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
 
     A float32 weight gets the update added in place, which runs at full speed, and the very same weight back afterwards. In
     a weight of lower precision most of a small update would be rounded away: there the layer's output gets
-    scale · B (A x) added, computed in float32 as peft does.
+    scale · B (A x) added, computed in the weight's precision, as it was while the adapter was trained (autocast).
     """
     settings = read_json_object(path_inside(folder, "adapter_config.json"))
     unusual = [key for key in UNUSUAL if settings.get(key)]
@@ -118,15 +118,15 @@ def _add_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
 
     def add_to_output(layer: torch.nn.Module, lora_a: torch.Tensor, lora_b: torch.Tensor) -> Any:
         def hook(_module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            update = inputs[0].float() @ lora_a.T @ lora_b.T
-            return (output + scale * update).to(output.dtype)
+            update = inputs[0] @ lora_a.T @ lora_b.T
+            return output.add_(update, alpha=scale)
 
         return layer.register_forward_hook(hook)
 
     try:
         for layer, lora_a, lora_b in updates:
             weight = layer.weight
-            lora_a, lora_b = (factor.to(weight.device, torch.float32) for factor in (lora_a, lora_b))
+            lora_a, lora_b = (factor.to(weight.device, weight.dtype) for factor in (lora_a, lora_b))
             if weight.dtype == torch.float32:
                 saved.append((weight, weight.detach().clone()))
                 with torch.no_grad():

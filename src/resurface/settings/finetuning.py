@@ -40,3 +40,8 @@ class FinetuningSettings(Settings):
     gradient_checkpointing: bool = Field(
         False, description="compute activations twice instead of keeping them: a third more time, far less memory"
     )
+    record_steps: bool = Field(
+        True,
+        description="on one GPU, record a step of each length as a CUDA graph and replay it; false for models whose steps cannot be "
+        "recorded. Steps with `gradient_checkpointing` are not",
+    )

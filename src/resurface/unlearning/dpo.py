@@ -8,10 +8,13 @@ Prompts are rendered to text here, without BOS, which TRL adds; its data sets ca
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
@@ -65,6 +68,30 @@ def share_pairs(pairs: list[dict[str, str]], run: Run) -> Dataset:
         return Dataset.from_parquet(str(path), cache_dir=str(run.resume_folder / "datasets"))
 
 
+class StepSampler(Sampler[int]):
+    """Random order of the pairs, those of a step by length, so that little of a pass is padding.
+
+    Steps are those of a `Trainer`'s own order.
+    """
+
+    def __init__(self, lengths: list[int], step_size: int, seed: int) -> None:
+        super().__init__()
+        self.lengths, self.step_size = lengths, step_size
+        self.random = SeedableRandomSampler(lengths, data_seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; a run that goes on in the middle of its data asks for it."""
+        self.random.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(self.random)
+        for start in range(0, len(order), self.step_size):
+            yield from sorted(order[start : start + self.step_size], key=self.lengths.__getitem__)
+
+
 def make_trainer(run: Run, settings: DPOSettings) -> tuple[DPOTrainer, PreTrainedTokenizerBase]:
     """The trainer, which has computed the reference's log-probabilities, and the tokenizer."""
     model, tokenizer = load_trainable(run, settings)
@@ -88,6 +115,10 @@ def make_trainer(run: Run, settings: DPOSettings) -> tuple[DPOTrainer, PreTraine
         eval_dataset=pairs.select(range(held_out)) if held_out else None,
         processing_class=tokenizer,
     )
+    parts = (trainer.train_dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    lengths = [len(prompt) + max(map(len, answers)) for prompt, *answers in zip(*parts, strict=True)]
+    # TRL's trainer cannot be told otherwise.
+    trainer._get_train_sampler = lambda _data=None: StepSampler(lengths, settings.batch_size, run.seed)
     return trainer, tokenizer
 
 

@@ -7,6 +7,7 @@ answers share). The reference is the frozen original; its log-probabilities are 
 and general chat 1:1; half of the multiple-choice samples are in chat form, general chat always is.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,13 +44,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: b
     return {"tokens": tokens, "start": start}
 
 
-def score_samples(model: Any, samples: list[Sample], pad: int, over: str) -> tuple[torch.Tensor, torch.Tensor]:
+def score_samples(
+    model: Any, samples: list[Sample], pad: int, overs: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each sample summed over its answer (`answer`) or all its tokens (`sequence`), and token counts.
 
     Returns:
         two tensors `[samples]`.
     """
-    starts = [sample["start"] if over == "answer" else 1 for sample in samples]
+    starts = [sample["start"] if over == "answer" else 1 for sample, over in zip(samples, overs, strict=True)]
     return sum_logprobs(model, [sample["tokens"] for sample in samples], starts, pad)
 
 
@@ -60,15 +63,30 @@ class NPOTrainer(PartsTrainer):
         super().__init__(*args, **kwargs)
         self.settings, self.pad = settings, pad
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The batches of a step, their samples dealt anew by length, so that little of a pass is padding; the step stays the same."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for kind in ("forget", "retain"):
+            samples = sorted(
+                (sample for batch in batches for sample in batch[kind]), key=lambda one: len(one["tokens"])
+            )
+            for batch in batches:
+                batch[kind], samples = samples[: len(batch[kind])], samples[len(batch[kind]) :]
+        return batches, count
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
         """L of the module's docstring."""
         beta = self.settings.beta
-        log_pi, _counts = score_samples(model, inputs["forget"], self.pad, self.settings.forget_loss_over)
-        reference = torch.tensor([sample["reference"] for sample in inputs["forget"]], device=log_pi.device)
-        forget_loss = -2 / beta * torch.nn.functional.logsigmoid(-beta * (log_pi - reference)).mean()
+        forget, retain = inputs["forget"], inputs["retain"]
         by_token = self.settings.retain_likelihood == "token_mean"
-        kept, counts = score_samples(model, inputs["retain"], self.pad, "answer" if by_token else "sequence")
-        retain_loss = -(kept / counts if by_token else kept).mean()
+        over = "answer" if by_token else "sequence"
+        overs = [*[self.settings.forget_loss_over] * len(forget), *[over] * len(retain)]
+        # One pass for both: its matrix products are larger, and gradients are not added up.
+        sums, counts = score_samples(model, forget + retain, self.pad, overs)
+        (log_pi, kept), kept_counts = sums.split([len(forget), len(retain)]), counts[len(forget) :]
+        reference = torch.tensor([sample["reference"] for sample in forget]).to(log_pi.device, non_blocking=True)
+        forget_loss = -2 / beta * torch.nn.functional.logsigmoid(-beta * (log_pi - reference)).mean()
+        retain_loss = -(kept / kept_counts if by_token else kept).mean()
         self.note_parts(forget_loss=forget_loss, retain_loss=retain_loss)
         return forget_loss + self.settings.retain_weight * retain_loss
 
@@ -100,14 +118,15 @@ def add_references(trainer: NPOTrainer, samples: list[Sample], settings: NPOSett
     In the precision of the loss: in another, π and π_ref would differ before the first step.
     """
     accelerator, size = trainer.accelerator, trainer.args.per_device_train_batch_size
+    samples = sorted(samples, key=lambda sample: len(sample["tokens"]))
     if accelerator.num_processes > 1:  # else it is where it computes, perhaps spread over several GPUs
         trainer.model.to(accelerator.device)
-    starts = range(0, len(samples), size)
+    starts, overs = range(0, len(samples), size), [settings.forget_loss_over] * size
     own: dict[int, list[float]] = {}
     with accelerator.autocast():
         for start in starts[accelerator.process_index :: accelerator.num_processes]:
             chunk = samples[start : start + size]
-            own[start] = score_samples(trainer.model, chunk, trainer.pad, settings.forget_loss_over)[0].tolist()
+            own[start] = score_samples(trainer.model, chunk, trainer.pad, overs[: len(chunk)])[0].tolist()
     if accelerator.num_processes > 1:
         trainer.model.to("cpu")
     for values in gather_object([own]):
