@@ -1,5 +1,6 @@
 """Unlearning: losses against loops over single tokens, exact resuming, and a diverging run's message."""
 
+import itertools
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import SeedableRandomSampler
 from conftest import CHECKPOINTS, DOMAIN
 from transformers import TrainerCallback
 
@@ -23,6 +25,7 @@ from resurface.settings.npo import NPOSettings
 from resurface.settings.rmu import RMUSettings
 from resurface.trainer_runs import WHOLE, find_last_checkpoint
 from resurface.unlearning import npo, rmu
+from resurface.unlearning.dpo import StepSampler
 from resurface.unlearning.training import Run, choose_trained
 
 CPU = torch.device("cpu")
@@ -165,6 +168,33 @@ def test_npo_retains_samples_alike_whatever_their_length(model, likelihood):
     retain = trainer.parts["retain_loss"][-1].item()
     assert retain == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
     assert loss.item() == pytest.approx(trainer.parts["forget_loss"][-1].item() + 2 * retain, rel=1e-5)
+
+
+def test_npo_passes_hold_samples_of_like_length_and_the_step_stays_the_same(data, tmp_path):
+    run = run_in(tmp_path, data)
+    trainer, _samples, _ = npo.make_trainer(run, NPOSettings(batch_size=12, device_batch_size=4, max_steps=1))
+    given = [*itertools.islice(trainer.get_train_dataloader(), 3)]
+    before = [[sample["tokens"] for batch in given for sample in batch[kind]] for kind in ("forget", "retain")]
+    dealt, _ = trainer.get_batch_samples(iter(given), 3, torch.device("cpu"))
+    assert [[len(batch[kind]) for kind in ("forget", "retain")] for batch in dealt] == [[4, 4]] * 3
+    after = [[sample["tokens"] for batch in dealt for sample in batch[kind]] for kind in ("forget", "retain")]
+    for old, new in zip(before, after, strict=True):
+        assert sorted(old) == sorted(new)
+        assert [*map(len, new)] == sorted(map(len, old))
+    assert [*map(len, before[1])] != sorted(map(len, before[1])), "they are not in order by themselves"
+
+
+def test_dpo_steps_are_a_trainers_own_sorted_by_length():
+    lengths = [(7 * place) % 50 for place in range(50)]
+    ordered, random_order = StepSampler(lengths, 12, 3), SeedableRandomSampler(lengths, data_seed=3)
+    for _epoch in (0, 1):
+        drawn, expected = list(ordered), list(random_order)
+        assert len(drawn) == len(ordered) == 50
+        for start in range(0, 50, 12):
+            step = drawn[start : start + 12]
+            assert step == sorted(expected[start : start + 12], key=lambda place: lengths[place])
+    ordered.set_epoch(1)
+    assert list(ordered) == drawn
 
 
 def test_npo_samples_hold_train_questions_half_in_chat_form(tokenizer, data, tmp_path):
