@@ -128,8 +128,8 @@ def test_a_checkpoint_and_adapters_take_the_disk_that_they_take():
     bundled = (CHECKPOINTS / "original" / "model.safetensors").stat().st_size  # in bfloat16
     assert unlearned.disk == pytest.approx(2 * bundled, rel=0.01)
     adapted, _ = job_work(facts, "results/attacks/xenotoxicology/npo/seed0/finetuning/forget", "attack", "finetuning")
-    assert adapted.disk == pytest.approx(24_235_972, rel=0.01)  # measured: three adapters of rank 128
-    assert adapted.changing == 3
+    assert adapted.disk == pytest.approx(2 * 24_235_972 / 3, rel=0.01)  # three adapters of rank 128 were measured
+    assert adapted.changing == 2
 
 
 def test_a_7b_experiment_keeps_interventions_within_a_tenth_of_a_checkpoint():
