@@ -47,7 +47,7 @@ def test_closure_of_a_method(name):
     [
         ("none", set()),
         ("logit_lens", set()),
-        ("finetuning", MODEL | DATA | RESUMED),
+        ("finetuning", MODEL | DATA | RESUMED | {"resurface.recorded_steps"}),
         ("orthogonalization", MODEL | DATA | {"resurface.attacks.questions"}),
         ("perturbation", MODEL | DATA),
         ("pruning", MODEL | DATA | {"resurface.generation"}),

@@ -15,7 +15,7 @@ from transformers import Trainer
 from resurface.errors import ResurfaceError
 
 LENGTH_STEP = 32  # tokens; rows are padded to a multiple
-FEW = 3  # steps that are taken without a recording, which costs about as much
+FEW = 3  # steps of a length that are taken before it is recorded; a recording costs about as much as these
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,20 @@ class RecordingTrainer(Trainer):
             self.gradients = {weight: torch.zeros_like(weight) for weight in model.parameters() if weight.requires_grad}
         self._hand_over_gradients()
         others = next(iter(self.recordings.values()), None)
-        graph, given = torch.cuda.CUDAGraph(), {name: values.to(self.args.device) for name, values in inputs.items()}
+        graph = torch.cuda.CUDAGraph()
+        given = {name: values.to(self.args.device, copy=True) for name, values in inputs.items()}
         try:
             with torch.cuda.graph(graph, pool=others.graph.pool() if others else None):
                 torch._foreach_zero_(list(self.gradients.values()))
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(model, given)
                 self.accelerator.backward(loss)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            # Out of memory, or a broken GPU: no fault of the model's. The end of a recording may hide the former.
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            if isinstance(error, torch.OutOfMemoryError) or "captur" not in str(error):
+                raise
             raise ResurfaceError(
                 f"finetuning.record_steps: found true, but a step of {type(model).__name__} cannot be recorded as a CUDA graph; "
                 f"set it to false ({error})"

@@ -6,6 +6,7 @@ trains all n of one data set, and one that is interrupted goes on within the n w
 (`resurface.recorded_steps`).
 """
 
+import gc
 import random
 import shutil
 import sys
@@ -154,6 +155,8 @@ def attack(target: Target, settings: FinetuningSettings, part: str) -> None:
             (temporary / "README.md").unlink(missing_ok=True)
         remove(state)
         model = adapted.unload()
+        del trainer, adapted  # they hold the optimizer's state, and each other
+        gc.collect()
     with publish_folder(target.output) as folder:
         for name in names:
             shutil.copytree(target.resume_folder / name, folder / name)

@@ -98,7 +98,7 @@ def _add_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
 
     A float32 weight gets the update added in place, which runs at full speed, and the very same weight back afterwards. In
     a weight of lower precision most of a small update would be rounded away: there the layer's output gets
-    scale · B (A x) added, computed in the weight's precision, as it was while the adapter was trained (autocast).
+    scale · B (A x) added, computed in the weight's precision, as on a GPU while the adapter was trained (autocast).
     """
     settings = read_json_object(path_inside(folder, "adapter_config.json"))
     unusual = [key for key in UNUSUAL if settings.get(key)]

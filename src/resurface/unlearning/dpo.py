@@ -71,7 +71,8 @@ def share_pairs(pairs: list[dict[str, str]], run: Run) -> Dataset:
 class StepSampler(Sampler[int]):
     """Random order of the pairs, those of a step by length, so that little of a pass is padding.
 
-    Steps are those of a `Trainer`'s own order.
+    Steps are those of a `Trainer`'s own order. The last of an epoch keeps its order if pairs are missing in it: those of a small pass weigh
+    more, and it would always be the longest.
     """
 
     def __init__(self, lengths: list[int], step_size: int, seed: int) -> None:
@@ -89,7 +90,19 @@ class StepSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order = list(self.random)
         for start in range(0, len(order), self.step_size):
-            yield from sorted(order[start : start + self.step_size], key=self.lengths.__getitem__)
+            step = order[start : start + self.step_size]
+            yield from sorted(step, key=self.lengths.__getitem__) if len(step) == self.step_size else step
+
+
+class PairsTrainer(DPOTrainer):
+    """TRL's trainer, with the pairs of a step in order of their length."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
+        parts = (self.train_dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+        lengths = [len(prompt) + max(map(len, answers)) for prompt, *answers in zip(*parts, strict=True)]
+        arguments = self.args
+        step_size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        return StepSampler(lengths, step_size, arguments.data_seed)
 
 
 def make_trainer(run: Run, settings: DPOSettings) -> tuple[DPOTrainer, PreTrainedTokenizerBase]:
@@ -99,7 +112,7 @@ def make_trainer(run: Run, settings: DPOSettings) -> tuple[DPOTrainer, PreTraine
     held_out = int(len(pairs) * settings.held_out)
     arguments = training_arguments(run, settings)
     arguments.pop("remove_unused_columns")
-    trainer = DPOTrainer(
+    trainer = PairsTrainer(
         model=choose_trained(model, settings),
         args=DPOConfig(
             **arguments,
@@ -115,10 +128,6 @@ def make_trainer(run: Run, settings: DPOSettings) -> tuple[DPOTrainer, PreTraine
         eval_dataset=pairs.select(range(held_out)) if held_out else None,
         processing_class=tokenizer,
     )
-    parts = (trainer.train_dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    lengths = [len(prompt) + max(map(len, answers)) for prompt, *answers in zip(*parts, strict=True)]
-    # TRL's trainer cannot be told otherwise.
-    trainer._get_train_sampler = lambda _data=None: StepSampler(lengths, settings.batch_size, run.seed)
     return trainer, tokenizer
 
 

@@ -30,6 +30,7 @@ from resurface.unlearning.training import (
 )
 
 Sample = dict[str, Any]
+ALIKE = 1.2  # lengths, so that padding one kind of samples to the other costs little
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: bool, length: int, end: bool) -> Sample:
@@ -64,8 +65,13 @@ class NPOTrainer(PartsTrainer):
         self.settings, self.pad = settings, pad
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The batches of a step, their samples dealt anew by length, so that little of a pass is padding; the step stays the same."""
+        """The batches of a step, their samples dealt anew by length, so that little of a pass is padding; the step stays the same.
+
+        Not where an epoch ends within a pass: those of a small pass weigh more, and it would always be the longest.
+        """
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if len({len(batch["forget"]) for batch in batches}) > 1:
+            return batches, count
         for kind in ("forget", "retain"):
             samples = sorted(
                 (sample for batch in batches for sample in batch[kind]), key=lambda one: len(one["tokens"])
@@ -81,9 +87,13 @@ class NPOTrainer(PartsTrainer):
         by_token = self.settings.retain_likelihood == "token_mean"
         over = "answer" if by_token else "sequence"
         overs = [*[self.settings.forget_loss_over] * len(forget), *[over] * len(retain)]
-        # One pass for both: its matrix products are larger, and gradients are not added up.
-        sums, counts = score_samples(model, forget + retain, self.pad, overs)
-        (log_pi, kept), kept_counts = sums.split([len(forget), len(retain)]), counts[len(forget) :]
+        longest = [max(len(sample["tokens"]) for sample in samples) for samples in (forget, retain)]
+        if max(longest) <= ALIKE * min(longest):  # one pass for both, whose gradients need not be added up
+            sums, counts = score_samples(model, forget + retain, self.pad, overs)
+            (log_pi, kept), kept_counts = sums.split([len(forget), len(retain)]), counts[len(forget) :]
+        else:
+            log_pi = score_samples(model, forget, self.pad, overs[: len(forget)])[0]
+            kept, kept_counts = score_samples(model, retain, self.pad, overs[len(forget) :])
         reference = torch.tensor([sample["reference"] for sample in forget]).to(log_pi.device, non_blocking=True)
         forget_loss = -2 / beta * torch.nn.functional.logsigmoid(-beta * (log_pi - reference)).mean()
         retain_loss = -(kept / kept_counts if by_token else kept).mean()
@@ -115,7 +125,7 @@ def read_samples(run: Run, settings: NPOSettings, tokenizer: PreTrainedTokenizer
 def add_references(trainer: NPOTrainer, samples: list[Sample], settings: NPOSettings) -> None:
     """Add log π_ref to each sample, as `reference`; each process computes its share.
 
-    In the precision of the loss: in another, π and π_ref would differ before the first step.
+    In the precision of the loss: in another, π and π_ref would differ before the first step by more than the rounding of other batches.
     """
     accelerator, size = trainer.accelerator, trainer.args.per_device_train_batch_size
     samples = sorted(samples, key=lambda sample: len(sample["tokens"]))
