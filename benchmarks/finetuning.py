@@ -17,7 +17,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from benchmarks.measure import Bench, main
 from benchmarks.questions import even_lengths, make_prompts
-from resurface.attacks.finetuning import make_trainer
+from resurface.attacks.finetuning import IGNORED, make_trainer
 from resurface.attacks.target import Target
 from resurface.models import set_seed
 from resurface.settings.finetuning import FinetuningSettings
@@ -49,7 +49,7 @@ def train_plainly(model: Any, batches: list[dict[str, torch.Tensor]], settings: 
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(steps * settings.warmup_share), steps)
     losses = []
     for batch in batches:
-        kept = int((batch["labels"] != -100).sum())
+        kept = int((batch["labels"] != IGNORED).sum())
         tokens = batch["input_ids"][:, :kept].to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
             loss = adapted(input_ids=tokens, labels=tokens).loss

@@ -132,6 +132,8 @@ def test_npo_loss_at_the_reference_and_its_gradient(model):
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_npo_begins_at_the_reference(data, tmp_path, monkeypatch, adapter, precision):
     """The reference is computed as the loss is, also in the mixed precision of a GPU: nothing differs before the first step."""
+    # In a pass of its own, as references are computed: beside a retain sample a forget sample is rounded otherwise.
+    monkeypatch.setattr(npo, "ALIKE", 0)
     arguments = npo.training_arguments
     monkeypatch.setattr(npo, "training_arguments", lambda *_: arguments(*_) | {"bf16": precision == "bfloat16"})
     settings = NPOSettings(
@@ -145,9 +147,7 @@ def test_npo_begins_at_the_reference(data, tmp_path, monkeypatch, adapter, preci
     )
     npo.unlearn(run_in(tmp_path, data), settings)
     losses = pd.read_parquet(tmp_path / "model" / "losses.parquet")["forget_loss"]
-    # Beside a retain sample a forget sample is rounded otherwise than alone.
-    tolerance = 1e-5 if precision == "float32" else 2e-2
-    assert losses[0] == pytest.approx(10 * torch.log(torch.tensor(2.0)).item(), rel=tolerance)
+    assert losses[0] == pytest.approx(10 * torch.log(torch.tensor(2.0)).item(), rel=1e-5)
     assert losses[1] != losses[0]
 
 
