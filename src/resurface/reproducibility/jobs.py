@@ -113,7 +113,7 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
     if rule == "data":
         return dump_settings(experiment.data, without=["general_questions"])
     if rule == "general_questions":
-        return dump_settings(experiment.data, without=["articles", "domain_seed", "preference_draws"])
+        return dump_settings(experiment.data, without=["articles", "domain_seed", "preference_draws", "wordings"])
     if rule in UNREAD_BY_SUMMARIES:
         return dump_settings(experiment.summary, without=UNREAD_BY_SUMMARIES[rule])
     slices: dict[str, Settings] = {
