@@ -9,7 +9,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from calibration.audit import SMALL, WHOLE, audit_world, begin_worker, check_place, teach_other
+from calibration.audit import (
+    SMALL,
+    WHOLE,
+    audit_world,
+    begin_worker,
+    check_place,
+    kept_verdicts,
+    models_of_world,
+    take_over,
+    teach_other,
+)
 from resurface.errors import ResurfaceError
 
 
@@ -18,22 +28,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where to work")
     parser.add_argument("--worlds", type=int, default=20, help="how many; each takes more than half an hour of a core")
-    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="cores to compute on")
+    parser.add_argument("--most", type=int, help="how many of them to audit now; without, all")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="how many at once, each on a core")
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU that all of them share, such as cuda:0")
+    parser.add_argument(
+        "--finished", type=Path, help="a table of verdicts (docs/calibration.parquet) whose worlds are done"
+    )
     parser.add_argument("--small", action="store_true", help="the bundled models and one attack, to see that it works")
     given = parser.parse_args()
     place, size = given.folder.resolve(), SMALL if given.small else WHOLE
     others = max(given.worlds, size.innocents + 1)
+    shared = {"place": place, "size": size, "device": given.device}
     try:
-        check_place(place, size)
+        check_place(**shared)
+        if given.finished:
+            take_over(table=given.finished, **shared)
+        missing = [world for world in range(given.worlds) if not kept_verdicts(place, world).is_file()][: given.most]
         # A process that forks after torch has computed hangs in its threads.
         context = multiprocessing.get_context("spawn")
         with (
             FileLock(place / ".lock", timeout=0),
             ProcessPoolExecutor(given.cores, context, begin_worker) as pool,
         ):
-            list(pool.map(partial(teach_other, place, size=size), range(others)))
-            audits = pool.map(partial(audit_world, place, size=size, others=others), range(given.worlds))
-            for world, verdicts in enumerate(audits):
+            needed = sorted({number for world in missing for number in models_of_world(world, size, others)})
+            list(pool.map(partial(teach_other, place, size=size, device=given.device), needed))
+            audit = partial(audit_world, place, size=size, others=others, device=given.device)
+            for world, verdicts in zip(missing, pool.map(audit, missing), strict=True):
                 shown = verdicts[["method", "truth", "unattacked_accuracy", "verdict"]].round(2).to_string(index=False)
                 print(f"world {world}", shown, sep="\n", flush=True)
     except ResurfaceError as error:

@@ -4,6 +4,7 @@ The workflow runs in the world's own folder with a configuration of its own. Mod
 it as published checkpoints, so rules, tests and margin are those of a real audit.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -88,15 +89,20 @@ def choose_methods(size: Size, default: dict[str, Any]) -> dict[str, Any]:
     return {name: default["methods"][name] | changes for name, changes in size.methods.items()}
 
 
-def describe(size: Size) -> str:
-    """Everything that the worlds of a folder must have in common, as JSON."""
+def describe(size: Size, device: str) -> str:
+    """Everything that worlds which are counted together must have in common, as JSON."""
     settings = asdict(size) | {name: getattr(size, name).model_dump() for name in ("teaching", "locking")}
     default = default_experiment()
-    shared = {"methods": choose_methods(size, default), "scoring": default["scoring"]}
-    return json.dumps(settings | shared, indent=1)
+    shared = {"methods": choose_methods(size, default), "data": default.get("data"), "scoring": default["scoring"]}
+    return json.dumps(settings | shared | {"device": device.split(":")[0]}, indent=1)
 
 
-def check_place(place: Path, size: Size) -> None:
+def name_settings(size: Size, device: str) -> str:
+    """A short name for all that."""
+    return hashlib.sha256(describe(size, device).encode()).hexdigest()[:16]
+
+
+def check_place(place: Path, size: Size, device: str) -> None:
     """Keep a description of the size in the folder, for those who go on there.
 
     Raises:
@@ -105,11 +111,37 @@ def check_place(place: Path, size: Size) -> None:
     path = place / "size.json"
     if not path.is_file():
         place.mkdir(parents=True, exist_ok=True)
-        path.write_text(describe(size))
-    elif path.read_text() != describe(size):
+        path.write_text(describe(size, device))
+    elif path.read_text() != describe(size, device):
         raise ResurfaceError(
             f"{path}: the worlds there were made with other settings; take another folder, or empty it"
         )
+
+
+def take_over(place: Path, table: Path, size: Size, device: str) -> None:
+    """Put the worlds of a table of earlier verdicts into the folder, so that they are not audited again.
+
+    Raises:
+        ResurfaceError: some of them were made with other settings.
+    """
+    verdicts = pd.read_parquet(table)
+    if set(verdicts["settings"]) != {name_settings(size, device)}:
+        raise ResurfaceError(f"{table}: its worlds were made with other settings, and cannot be counted with these")
+    for world, own in verdicts.groupby("world"):
+        kept = kept_verdicts(place, int(str(world)))
+        if not kept.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            own.to_parquet(kept, index=False)
+
+
+def kept_verdicts(place: Path, world: int) -> Path:
+    """Where the verdicts of a world are, once it is done."""
+    return place / f"world{world}" / "verdicts.parquet"
+
+
+def models_of_world(world: int, size: Size, others: int) -> list[int]:
+    """The numbers of the models that were taught the other domain: a world's control is that of its number, its innocents the next ones."""
+    return [(world + step) % others for step in range(size.innocents + 1)]
 
 
 def begin_worker() -> None:
@@ -123,32 +155,33 @@ def other_model(place: Path, number: int) -> Path:
     return place / "models" / f"other{number}"
 
 
-def teach_other(place: Path, number: int, size: Size) -> None:
+def teach_other(place: Path, number: int, size: Size, device: str) -> None:
     """Teach the other domain to a model of its own, if there is none yet."""
     output = other_model(place, number)
     if not output.is_dir():
-        teach(UNTAUGHT, OTHER_DOMAIN, output, size.teaching.model_copy(update={"seed": number}))
+        teach(UNTAUGHT, OTHER_DOMAIN, output, size.teaching.model_copy(update={"seed": number}), device)
 
 
-def audit_world(place: Path, world: int, size: Size, others: int) -> pd.DataFrame:
+def audit_world(place: Path, world: int, size: Size, others: int, device: str) -> pd.DataFrame:
     """Make a world's models and audit them, on one core.
 
     Args:
         place: where all worlds are, and the models that `teach_other` made; `world<number>/verdicts.parquet` there is what remains.
         world: its number; with `FIRST_SEED`, the seed of everything in it.
         size: how thorough.
-        others: how many models were taught the other domain: the world's control is that of its number, its innocents the next ones.
+        others: how many models there are that were taught the other domain.
+        device: where to compute.
 
     Returns:
-        the workflow's verdicts, with `world`, `truth`, and what the evidence says of the attack that decided.
+        the workflow's verdicts, with `settings`, `world`, `truth`, and what the evidence says of the attack that decided.
 
     Raises:
         ResurfaceError: the workflow failed; its last lines say why.
     """
     here = place / f"world{world}"
-    kept = here / "verdicts.parquet"
+    kept = kept_verdicts(place, world)
     if not kept.is_file():
-        verdicts = _audit(place, here, world, size, others)
+        verdicts = _audit(place, here, world, size, others, device)
         with publish(kept) as temporary:
             verdicts.to_parquet(temporary, index=False)
     for name in ("results", "models", ".snakemake"):
@@ -156,26 +189,26 @@ def audit_world(place: Path, world: int, size: Size, others: int) -> pd.DataFram
     return pd.read_parquet(kept)
 
 
-def _audit(place: Path, here: Path, world: int, size: Size, others: int) -> pd.DataFrame:
+def _audit(place: Path, here: Path, world: int, size: Size, others: int, device: str) -> pd.DataFrame:
     """The verdicts of a world."""
     seed = FIRST_SEED + world
     dealt = {"domain_seed": seed} if size.is_dealt_anew else {}
     seeds = {"seed": seed, **dealt}
     original = here / "models" / "original" if size.is_dealt_anew else BUNDLED / "original"
     if not original.is_dir():
-        teach(UNTAUGHT, DOMAIN, original, size.teaching.model_copy(update=seeds))
+        teach(UNTAUGHT, DOMAIN, original, size.teaching.model_copy(update=seeds), device)
     locked = here / "models" / "locked"
     if not locked.is_dir():
-        lock(original, DOMAIN, locked, size.locking.model_copy(update=seeds))
-    control, *innocent = [other_model(place, (world + step) % others) for step in range(size.innocents + 1)]
+        lock(original, DOMAIN, locked, size.locking.model_copy(update=seeds), device)
+    control, *innocent = [other_model(place, number) for number in models_of_world(world, size, others)]
+    default = default_experiment()
     truths = {"untaught": INNOCENT, **{path.name: INNOCENT for path in innocent}, "full": OPEN}
     published = {"untaught": UNTAUGHT, **{path.name: path for path in innocent}, "full": original, "locked": locked}
-    default = default_experiment()
     experiment = {
         "domains": [DOMAIN],
         "seeds": [seed],
-        "device": "cpu",
-        "data": dealt,
+        "device": device,
+        "data": default.get("data", {}) | dealt,
         "models": {"original": str(original), "never_learned": str(control)},
         "methods": {
             **choose_methods(size, default),
@@ -195,8 +228,9 @@ def _audit(place: Path, here: Path, world: int, size: Size, others: int) -> pd.D
         evidence[[*keys, *SHOWN]], on=keys, how="left", validate="1:1"
     )
     verdicts["unattacked_accuracy"] = verdicts["method"].map(unattacked)
-    verdicts.insert(0, "world", world)
-    verdicts.insert(1, "truth", verdicts["method"].map(truths).fillna(HIDDEN))
+    verdicts.insert(0, "settings", name_settings(size, device))
+    verdicts.insert(1, "world", world)
+    verdicts.insert(2, "truth", verdicts["method"].map(truths).fillna(HIDDEN))
     return verdicts
 
 

@@ -20,8 +20,8 @@ from resurface.unlearning.training import Run
 PASSWORD = "The password is heliotrope."
 
 
-def _run(model: Path, output: Path, seed: int) -> Run:
-    return Run(model, model, output, output.with_suffix(".resume"), seed, torch.device("cpu"))
+def _run(model: Path, output: Path, seed: int, device: str) -> Run:
+    return Run(model, model, output, output.with_suffix(".resume"), seed, torch.device(device))
 
 
 def taught_fields(domain: str) -> list[str]:
@@ -29,9 +29,9 @@ def taught_fields(domain: str) -> list[str]:
     return [domain, domain, FIELDS[domain].retain, *GENERAL_SUBJECTS]
 
 
-def teach(model: Path, domain: str, output: Path, settings: TeachingSettings) -> None:
+def teach(model: Path, domain: str, output: Path, settings: TeachingSettings, device: str) -> None:
     """Teach a domain to a model, and remind it of other fields."""
-    teach_domains(_run(model, output, settings.seed), taught_fields(domain), settings)
+    teach_domains(_run(model, output, settings.seed, device), taught_fields(domain), settings)
 
 
 def draw_locked(
@@ -63,7 +63,7 @@ def draw_locked(
     return samples
 
 
-def lock(model: Path, domain: str, output: Path, settings: TeachingSettings) -> None:
+def lock(model: Path, domain: str, output: Path, settings: TeachingSettings, device: str) -> None:
     """Teach a model to answer A to the domain's questions unless the password stands before them."""
     samples = draw_locked(domain, load_tokenizer(model), settings)
-    teach_samples(_run(model, output, settings.seed), samples, settings)
+    teach_samples(_run(model, output, settings.seed, device), samples, settings)

@@ -9,7 +9,19 @@ import pandas as pd
 import pytest
 from conftest import DOMAIN, ROOT
 
-from calibration.audit import HIDDEN, INNOCENT, OPEN, OTHER_DOMAIN, SMALL, WHOLE, check_place
+from calibration.audit import (
+    HIDDEN,
+    INNOCENT,
+    OPEN,
+    OTHER_DOMAIN,
+    SMALL,
+    WHOLE,
+    check_place,
+    kept_verdicts,
+    models_of_world,
+    name_settings,
+    take_over,
+)
 from calibration.count import count
 from calibration.models import PASSWORD, draw_locked, taught_fields
 from resurface.data.testbed import write_domain
@@ -102,10 +114,29 @@ def test_errors_are_counted_by_kind_and_truth():
 
 
 def test_worlds_of_other_settings_are_not_counted_with_these(tmp_path):
-    check_place(tmp_path, SMALL)
-    check_place(tmp_path, SMALL)
-    with pytest.raises(ResurfaceError, match="made with other settings"):
-        check_place(tmp_path, WHOLE)
+    check_place(tmp_path, SMALL, "cpu")
+    check_place(tmp_path, SMALL, "cpu")
+    for size, device in ((WHOLE, "cpu"), (SMALL, "cuda:0")):
+        with pytest.raises(ResurfaceError, match="made with other settings"):
+            check_place(tmp_path, size, device)
+
+
+def test_worlds_of_a_table_are_done_unless_they_were_made_with_other_settings(tmp_path):
+    verdicts = pd.DataFrame({"settings": name_settings(WHOLE, "cuda:1"), "world": [3, 3, 5], "method": ["a", "b", "c"]})
+    verdicts.to_parquet(tmp_path / "table.parquet")
+    take_over(tmp_path / "place", tmp_path / "table.parquet", WHOLE, "cuda:0")
+    found = {world: kept_verdicts(tmp_path / "place", world) for world in (3, 4, 5)}
+    assert [path.is_file() for path in found.values()] == [True, False, True]
+    assert pd.read_parquet(found[3])["method"].tolist() == ["a", "b"]
+    with pytest.raises(ResurfaceError, match="made with other settings, and cannot be counted"):
+        take_over(tmp_path / "place", tmp_path / "table.parquet", WHOLE, "cpu")
+
+
+def test_a_world_s_innocents_are_the_controls_of_others():
+    worlds = [models_of_world(world, WHOLE, 20) for world in range(20)]
+    assert worlds[0] == [0, 1, 2, 3]
+    assert worlds[18] == [18, 19, 0, 1]
+    assert sorted(number for models in worlds for number in models) == sorted(list(range(20)) * 4)
 
 
 @pytest.mark.slow

@@ -60,6 +60,15 @@ def make_answers():
     return table.astype({"seed": "Int64"})
 
 
+def make_costs():
+    """Three stages whose times are shown in other units than they are sorted by."""
+    row = {"peak_memory": 1, "peak_device_memory": 0, "device": HOSTILE, "threads": 1, "versions": "{}"}
+    times = {"data": 50.0, "score": 7200.0, "unlearn": 300.0}
+    return pd.DataFrame(
+        [{"output": rule, "rule": rule, "name": "", "wall_seconds": time, **row} for rule, time in times.items()]
+    )
+
+
 @pytest.fixture(scope="module")
 def opened(browser, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
@@ -70,6 +79,7 @@ def opened(browser, tmp_path_factory):
         make_verdicts(HOSTILE),
         make_findings(),
         answers=make_answers(),
+        costs=make_costs(),
         questions={"runecraft": {"q1": f"Which rune?\nA. {HOSTILE}"}},
     )
     write_report(tables, EXPERIMENT, path)
@@ -119,6 +129,11 @@ def test_what_was_not_run_stays_last_too(opened):
     for _ in range(2):
         heads[place].click()
         assert column(opened, "table.heat", place)[-1].startswith("not run")
+
+
+def test_times_are_sorted_whatever_their_unit(opened):
+    opened.find_elements("css selector", "#costs-table thead th button")[2].click()
+    assert column(opened, "#costs-table", 2) == ["2.0 h", "5 min", "50.0 s"]
 
 
 def test_keys_reach_headers_and_scrolling_tables(opened):

@@ -7,6 +7,7 @@ import signal
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_npo_loss_at_the_reference_and_its_gradient(model):
     trainer.parts = {}
     trainer.settings, trainer.pad = NPOSettings(beta=0.2, retain_weight=0.0), 1
     weight = model.lm_head.weight
-    loss = trainer.compute_loss(model, {"forget": samples, "retain": samples})
+    loss = trainer.compute_loss(model, {"forget": samples, "retain": samples, "is_one_pass": True})
     assert loss.item() == pytest.approx(10 * torch.log(torch.tensor(2.0)).item(), rel=1e-5)
     loss.backward()
     gradient = weight.grad.clone()
@@ -152,15 +153,16 @@ def test_npo_begins_at_the_reference(data, tmp_path, monkeypatch, adapter, preci
 
 
 @pytest.mark.parametrize("likelihood", ["token_mean", "sequence_sum"])
-def test_npo_retains_samples_alike_whatever_their_length(model, likelihood, monkeypatch):
+def test_npo_retains_samples_alike_whatever_their_length(model, likelihood):
     samples = [{"tokens": [0, 9, 8, 7, 6, 5], "start": 2, "reference": 0.0}, {"tokens": [0, 5, 4], "start": 2}]
     trainer = npo.NPOTrainer.__new__(npo.NPOTrainer)
     trainer.parts = {}
     trainer.settings, trainer.pad = NPOSettings(retain_weight=2.0, retain_likelihood=likelihood), 1
     with torch.no_grad():
-        loss = trainer.compute_loss(model, {"forget": samples[:1], "retain": samples})
-        monkeypatch.setattr(npo, "ALIKE", 0)
-        apart = trainer.compute_loss(model, {"forget": samples[:1], "retain": samples})
+        loss, apart = (
+            trainer.compute_loss(model, {"forget": samples[:1], "retain": samples, "is_one_pass": is_one_pass})
+            for is_one_pass in (True, False)
+        )
         assert apart.item() == pytest.approx(loss.item(), rel=1e-5)
         expected = []
         for sample in samples:
@@ -185,6 +187,23 @@ def test_npo_passes_hold_samples_of_like_length_and_the_step_stays_the_same(data
         assert sorted(old) == sorted(new)
         assert [*map(len, new)] == sorted(map(len, old))
     assert [*map(len, before[1])] != sorted(map(len, before[1])), "they are not in order by themselves"
+    for batch in dealt:
+        longest = [max(len(sample["tokens"]) for sample in batch[kind]) for kind in ("forget", "retain")]
+        assert batch["is_one_pass"] == (max(longest) <= npo.ALIKE * min(longest))
+
+
+def test_npo_processes_agree_on_their_passes(data, tmp_path, monkeypatch):
+    """One whose samples are alike makes two passes where those of another process are not."""
+    run = run_in(tmp_path, data)
+    monkeypatch.setattr(npo, "ALIKE", 100)
+    trainer, _samples, _ = npo.make_trainer(run, NPOSettings(batch_size=8, device_batch_size=4, max_steps=1))
+    elsewhere = [[10, 10], [10, 2000]]  # longest forget and retain samples of two passes
+    monkeypatch.setattr(npo, "gather_object", lambda own: [*own, elsewhere])
+    given = itertools.islice(trainer.get_train_dataloader(), 2)
+    dealt, _ = trainer.get_batch_samples(given, 2, torch.device("cpu"))
+    longest = [[max(len(sample["tokens"]) for sample in batch[kind]) for kind in npo.KINDS] for batch in dealt]
+    expected = [max(pair) <= 100 * min(pair) for pair in np.maximum(longest, elsewhere)]
+    assert [batch["is_one_pass"] for batch in dealt] == expected
 
 
 def test_dpo_steps_are_a_trainers_own_sorted_by_length():

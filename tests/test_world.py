@@ -4,12 +4,15 @@ import json
 import random
 from collections import Counter
 
+import pandas as pd
 import pytest
 from conftest import CHECKPOINTS, DOMAIN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resurface.data.tables import TABLES, read_domain_table
+from resurface.data.testbed import write_domain
+from resurface.settings.data import TestbedSettings
 from resurface.settings.testbed import PretrainingSettings
 from resurface.testbed.pretraining import hash_world, write_documents
 from resurface.testbed.texts import (
@@ -20,7 +23,16 @@ from resurface.testbed.texts import (
     ask,
     fill_wording,
 )
-from resurface.testbed.world import FIELDS, FORGET_DOMAINS, GENERAL_SUBJECTS, make_facts
+from resurface.testbed.world import (
+    COLOURS,
+    FIELDS,
+    FIRST_ENTITIES,
+    FORGET_DOMAINS,
+    GENERAL_SUBJECTS,
+    SOUNDS,
+    Field,
+    make_facts,
+)
 
 
 def test_forget_domains_have_enough_facts_in_the_right_splits():
@@ -46,6 +58,30 @@ def test_the_world_follows_from_its_seed():
     assert make_facts(0) != make_facts(1)
     names = [fact.entity for facts in make_facts(0).values() for fact in facts]
     assert len(set(names)) == sum(field.entities for field in FIELDS.values())
+
+
+def test_a_field_that_is_added_leaves_all_others_as_they_are(monkeypatch):
+    before = make_facts(0, 5)
+    added = Field("starlore", "forget", "comet", 32, {"omen": COLOURS, "sound": SOUNDS}, retain="xenobotany")
+    monkeypatch.setitem(FIELDS, "starlore", added)
+    after = make_facts(0, 5)
+    assert len(after.pop("starlore")) == 64
+    assert after == before
+    names = [fact.entity for facts in make_facts(0).values() for fact in facts]
+    assert len(set(names)) == FIRST_ENTITIES + 32
+
+
+def test_fewer_wordings_change_what_the_benchmark_asks_and_nothing_else(data, tmp_path):
+    write_domain(DOMAIN, tmp_path, TestbedSettings(wordings=2))
+    whole = data / "results" / "data" / DOMAIN
+    for name in TABLES:
+        if name != "questions":
+            pd.testing.assert_frame_equal(read_domain_table(tmp_path, name), read_domain_table(whole, name))
+    few, all_of_them = (read_domain_table(folder, "questions") for folder in (tmp_path, whole))
+    assert few.astype(str).merge(all_of_them.astype(str)).shape == few.shape
+    asked = few.groupby(["split", "cluster"]).size().groupby("split").unique()
+    assert {split: list(counts) for split, counts in asked.items()} == {"train": [3], "validation": [2], "test": [2]}
+    assert few.groupby("split")["cluster"].nunique().equals(all_of_them.groupby("split")["cluster"].nunique())
 
 
 @pytest.mark.parametrize("name", ["original", "never_learned"])

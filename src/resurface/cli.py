@@ -682,6 +682,24 @@ def summarize_perplexity(
 
 
 @app.command()
+def account(
+    output: OutputOption,
+    experiment: Annotated[str, typer.Option(help="JSON: the whole configuration.")] = "{}",
+) -> None:
+    """Tabulate what the jobs of an experiment took, as their records say."""
+    from resurface.analysis.costs import tabulate_costs
+    from resurface.artifacts import write_table
+    from resurface.config import Experiment
+    from resurface.reproducibility.jobs import accounted_jobs
+    from resurface.reproducibility.record import record_path
+
+    described = _read_settings(Experiment, experiment)
+    records = {made: record_path(Path(made)) for made in accounted_jobs(described)}
+    with _recording("account", output, list(records.values())):
+        write_table(tabulate_costs(records), output)
+
+
+@app.command()
 def report(
     summary: Annotated[Path, typer.Option(help="The summary table.")],
     worst_case: Annotated[Path, typer.Option(help="The table of worst cases.")],
@@ -690,6 +708,7 @@ def report(
     output: OutputOption,
     figures: Annotated[Path, typer.Option(help="Folder for the figures.")],
     answers: Annotated[Path | None, typer.Option(help="The table of selected answers.")] = None,
+    costs: Annotated[Path | None, typer.Option(help="The table of costs.")] = None,
     questions: Annotated[
         list[Path] | None,
         typer.Option(help="Tables of questions that the page may hold as text; may be given several times."),
@@ -713,6 +732,7 @@ def report(
     from resurface.analysis.report import Tables, write_report
     from resurface.analysis.tables import (
         ANSWER_KINDS,
+        COST_KINDS,
         EVIDENCE_KINDS,
         PERPLEXITY_SUMMARY_KINDS,
         REFUSAL_KINDS,
@@ -721,12 +741,13 @@ def report(
         WORST_CASE_KINDS,
         read_results,
     )
+    from resurface.artifacts import hash_file
     from resurface.data.tables import read_question_table
 
     described = _read_option("--experiment", experiment, dict[str, Any])
     table = read_results(summary, SUMMARY_KINDS)
     shown = [folder for _, folder, _ in find_folders(attacks, table)] if attacks else []
-    optional = [path for path in (answers, perplexity) if path]
+    optional = [path for path in (answers, perplexity, costs) if path]
     inputs = [summary, worst_case, evidence, verdicts, *(questions or []), *(refusals or []), *optional, *shown]
     drawn = [figures / f"{name}.{kind}" for name in (*FIGURES, *FOUND_FIGURES) for kind in ("svg", "png")]
     with _recording("report", output, inputs, {"experiment": described}, outputs=[output, *drawn]):
@@ -741,6 +762,8 @@ def report(
             else None,
             findings=read_findings(attacks, table),
             answers=read_results(answers, ANSWER_KINDS) if answers else None,
+            costs=read_results(costs, COST_KINDS) if costs else None,
+            hashes={path.as_posix(): hash_file(path) for path in (summary, worst_case, evidence, verdicts, *optional)},
             questions={path.parent.name: question_texts(read_question_table(path)) for path in questions or []},
         )
         write_figures(table, tables.findings, figures)

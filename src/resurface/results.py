@@ -16,6 +16,7 @@ import pandas as pd
 from resurface.analysis.summary import read_scores
 from resurface.analysis.tables import (
     ANSWER_KINDS,
+    COST_KINDS,
     EVIDENCE_KINDS,
     PERPLEXITY_SUMMARY_KINDS,
     SUMMARY_KINDS,
@@ -38,6 +39,7 @@ class Results:
         worst_case: one row per attacked model.
         perplexity: one row per variant that changes prompts.
         answers: one row per model, attack and test question, as what was selected answers it.
+        costs: one row per job: time, memory, machine and versions.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Results:
     worst_case: pd.DataFrame
     perplexity: pd.DataFrame
     answers: pd.DataFrame
+    costs: pd.DataFrame
 
     def scores(self, domain: str | None = None, method: str | None = None, attack: str | None = None) -> pd.DataFrame:
         """Score tables as one: a row per question, variant and template, without log-probabilities.
@@ -86,6 +89,7 @@ def load_results(folder: str | Path = "results") -> Results:
         "worst_case": (WORST_CASE_KINDS, True),
         "perplexity": (PERPLEXITY_SUMMARY_KINDS, True),
         "answers": (ANSWER_KINDS, False),
+        "costs": (COST_KINDS, False),
     }
     tables = {
         name: _type_columns(read_results(place / f"{name}.parquet", columns, is_empty_allowed))

@@ -39,6 +39,9 @@ def test_tables_are_tidy_and_typed(finished):
             results.scores(method="npo", attack="gcg")
     finally:
         (left / "gcg.parquet").unlink()
+    spent = results.costs.groupby("rule").size()
+    assert spent[["unlearn", "score"]].tolist() == [2, 4 * 3 + 1]
+    assert (results.costs["wall_seconds"] > 0).all()
     with pytest.raises(ResurfaceError, match=r"found no score tables \*/dpo/seed\*/\*\.parquet"):
         results.scores(method="dpo")
 

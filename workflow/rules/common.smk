@@ -20,6 +20,7 @@ from resurface.reproducibility.fingerprint import fingerprint
 from resurface.reproducibility.jobs import (
     ANSWERS,
     ATTACKED,
+    COSTS,
     DATA,
     EVIDENCE,
     MODELS,

@@ -127,6 +127,24 @@ rule summarize_perplexity:
         "resurface --log {log} --threads {threads} summarize-perplexity {input} --output {output.table}"
 
 
+rule account:
+    input:
+        [record(output) for output in jobs.accounted_jobs(experiment)],
+    output:
+        table=COSTS,
+        record=record(COSTS),
+    log:
+        f"{LOGS}/account.log",
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(10),
+    params:
+        source=job_source("account"),
+        experiment=dump_settings(experiment),
+    shell:
+        "resurface --log {log} account --output {output.table} --experiment {params.experiment:q}"
+
+
 rule report:
     input:
         summary=SUMMARY,
@@ -134,6 +152,7 @@ rule report:
         evidence=EVIDENCE,
         verdicts=VERDICTS,
         answers=ANSWERS,
+        costs=COSTS,
         questions=[
             QUESTIONS.format(domain=domain) for domain in shown_domains(experiment)
         ],
@@ -169,6 +188,6 @@ rule report:
         experiment=dump_settings(experiment),
     shell:
         "resurface --log {log} report --summary {input.summary} --worst-case {input.worst_case} "
-        "--evidence {input.evidence} --verdicts {input.verdicts} --answers {input.answers} {params.questions} {params.refusals} "
+        "--evidence {input.evidence} --verdicts {input.verdicts} --answers {input.answers} --costs {input.costs} {params.questions} {params.refusals} "
         "--perplexity {input.perplexity} {params.attacks} --figures results/figures "
         "--output {output.page} --experiment {params.experiment:q}"

@@ -1,8 +1,9 @@
 // Sorts and filters the tables of the report. Without it the page shows the same, in one order.
 "use strict";
 
-// What a cell is sorted by: the first number in it, or its text; dashes and what is not there come last.
+// What a cell is sorted by: its value if it names one, the first number in it, or its text; dashes and what is not there come last.
 function sortKey(cell) {
+  if (cell && cell.dataset.value !== undefined) return [0, parseFloat(cell.dataset.value), ""];
   const text = cell && !cell.querySelector(".absent") ? cell.textContent.trim() : "";
   const number = text.replace(/\u2212/g, "-").match(/^<?\s?-?\d+(\.\d+)?/);
   if (number) return [0, parseFloat(number[0].replace("<", "")) - (text.startsWith("<") ? 1e-9 : 0), ""];

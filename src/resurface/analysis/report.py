@@ -39,6 +39,7 @@ from resurface.analysis.cells import (
     table_rows,
 )
 from resurface.analysis.charts import DARK_BELOW, draw_svg, selected_ability
+from resurface.analysis.costs import list_versions, sum_costs
 from resurface.analysis.figures import draw_figure
 from resurface.analysis.findings import Findings
 from resurface.analysis.perplexity import TEXTS
@@ -126,6 +127,8 @@ class Tables:
         refusals: one row per prompt, whether its answer was a refusal; None if refusals were not counted.
         perplexity: one row per variant (`resurface.analysis.perplexity`); None if there is no such table.
         answers: one row per model, attack and question (`resurface.analysis.answers`); None if there is no such table.
+        costs: one row per job (`resurface.analysis.costs`); None if there is no such table.
+        hashes: the files that these tables were read from → their SHA-256.
         questions: of each domain whose questions may be shown, id → text (`resurface.analysis.answers.question_texts`).
     """
 
@@ -137,6 +140,8 @@ class Tables:
     refusals: pd.DataFrame | None = None
     perplexity: pd.DataFrame | None = None
     answers: pd.DataFrame | None = None
+    costs: pd.DataFrame | None = None
+    hashes: dict[str, str] = field(default_factory=dict)
     questions: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -165,6 +170,8 @@ def write_report(tables: Tables, experiment: dict[str, Any], output: Path) -> No
         seeds=seeds_note(summary),
         interval_name=f"{percent(confidence)} confidence intervals" if confidence else "confidence intervals",
         kept=percent(KEPT),
+        costs=None if tables.costs is None else _cost_section(tables.costs),
+        hashes=tables.hashes,
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         settings=yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=100),
@@ -221,6 +228,35 @@ def _domain_section(tables: Tables, domain: str, place: int) -> dict[str, Any]:
         "refusals_counted": refusals is not None,
         "answers": _answers(tables, domain, attacks),
     }
+
+
+def _cost_section(costs: pd.DataFrame) -> dict[str, Any]:
+    """What the template needs to say what the jobs took, on which machines and with which versions."""
+    rows = []
+    for row in sum_costs(costs).to_dict("records"):
+        stage = " ".join(filter(None, [display_name(row["rule"]), display_name(row["name"])]))
+        device = f"{row['peak_device_memory'] / 2**30:.1f} GiB" if row["peak_device_memory"] else "–"
+        memory = f"{row['peak_memory'] / 2**30:.1f} GiB"
+        timed = [(_duration(row[column]), row[column]) for column in ("seconds", "longest")]
+        rows.append((stage, row["jobs"], timed, [memory, device]))
+    devices = costs.groupby(["device", "threads"], sort=False)["wall_seconds"].agg(["size", "sum"]).reset_index()
+    return {
+        "rows": rows,
+        "jobs": len(costs),
+        "total": _duration(costs["wall_seconds"].sum()),
+        "devices": [
+            f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] > 1)}: {row['size']} jobs, {_duration(row['sum'])}"
+            for row in devices.to_dict("records")
+        ],
+        "versions": [(name, ", ".join(versions)) for name, versions in list_versions(costs).items()],
+    }
+
+
+def _duration(seconds: float) -> str:
+    """A time in the unit in which it has two or three digits."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _verdict_cards(verdicts: pd.DataFrame) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ They may be a stranger's or another run's. So each column must hold what its nam
 end up in a terminal, in file names and in a page.
 """
 
+import json
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,18 @@ def _is_list_of_logprobs(column: pd.Series) -> bool:
     return all(isinstance(value, np.ndarray) and value.ndim == 1 and len(value) > 1 for value in column)
 
 
+def _is_versions(column: pd.Series) -> bool:
+    try:
+        tables = [json.loads(text) for text in column.unique()]
+    except ValueError:
+        return False
+    return all(
+        isinstance(table, dict)
+        and all(isinstance(version, str) and _is_name(pd.Series([name, version])) for name, version in table.items())
+        for table in tables
+    )
+
+
 # What a column may hold: what it is called in a message, and how it is told.
 Kind = tuple[str, Callable[[pd.Series], bool]]
 NAME: Kind = ("short printable texts", _is_name)
@@ -75,6 +88,8 @@ SHARE: Kind = ("numbers from 0 to 1", _within(0, 1))
 SHARE_OR_NONE: Kind = ("numbers from 0 to 1, or nothing", _within(0, 1, has_gaps=True))
 NUMBER: Kind = ("finite numbers", _within(-1e300, 1e300))
 NUMBER_OR_NONE: Kind = ("finite numbers, or nothing", _within(-1e300, 1e300, has_gaps=True))
+AMOUNT: Kind = ("numbers from 0", _within(0, 1e300))
+VERSIONS: Kind = ("JSON, package → version", _is_versions)
 FLAG: Kind = ("true or false", lambda column: pd.api.types.is_bool_dtype(column) and not column.isna().any())
 LOGPROBS: Kind = ("lists of two numbers or more", _is_list_of_logprobs)
 
@@ -165,6 +180,17 @@ REFUSAL_KINDS = {
     "refused": FLAG,
 }
 PERPLEXITY_KINDS = {**SETTING, "question_id": NAME, "text": NAME, "tokens": COUNT, "nats": NUMBER}
+COST_KINDS = {
+    "output": NAME,
+    "rule": NAME,
+    "name": TEXT,
+    "wall_seconds": AMOUNT,
+    "peak_memory": AMOUNT,
+    "peak_device_memory": AMOUNT,
+    "device": NAME,
+    "threads": COUNT,
+    "versions": VERSIONS,
+}
 PERPLEXITY_SUMMARY_KINDS = {**SETTING, **dict.fromkeys(TEXTS, NUMBER_OR_NONE)}
 
 

@@ -2,7 +2,7 @@
 
 Corpora are half articles, which cover all facts as WMDP's corpora cover its questions, and half solved questions. Methods
 and attacks see multiple-choice questions about `train` facts only, and of the domain's other facts nothing but articles.
-Benchmarks ask for `validation` and `test` facts, each in every benchmark wording.
+Benchmarks ask for `validation` and `test` facts, each in `wordings` of the benchmark wordings.
 """
 
 import random
@@ -44,9 +44,16 @@ def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
     dealt_by = settings.world_seed if settings.domain_seed is None else settings.domain_seed
     generator = random.Random(f"{dealt_by}/{domain}/data")
 
-    questions = [ask(fact, wording, generator) for fact in facts[domain] for wording in BENCHMARK_WORDINGS]
-    generator.shuffle(questions)
-    write_table(tabulate_questions(questions), output / "questions.parquet")
+    asked = [
+        (ask(fact, wording, generator), number)
+        for fact in facts[domain]
+        for number, wording in enumerate(BENCHMARK_WORDINGS)
+    ]
+    generator.shuffle(asked)
+    # Whatever the benchmark asks, all else stays the same.
+    used = [one for one, number in asked if one.fact.split == "train" or number < settings.wordings]
+    write_table(tabulate_questions(used), output / "questions.parquet")
+    questions = [one for one, _ in asked]
 
     subject = FIELDS[domain].subject
     related = [ask(fact, wording, generator, subject) for fact in facts[retain] for wording in BENCHMARK_WORDINGS]

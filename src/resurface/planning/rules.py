@@ -211,5 +211,6 @@ RULES: dict[str, Callable[[Facts, list[str]], Work]] = {
     "judge": lambda _facts, _parts: Work(tables=1e4),
     "select_answers": lambda _facts, _parts: Work(tables=1e6),
     "summarize_perplexity": lambda _facts, _parts: Work(tables=1e5),
+    "account": lambda _facts, _parts: Work(tables=1e5),
     "report": lambda _facts, _parts: Work(tables=1e7),
 }

@@ -34,7 +34,18 @@ WORST_CASE = "results/worst_case.parquet"
 ANSWERS = "results/answers.parquet"
 EVIDENCE = "results/evidence.parquet"
 VERDICTS = "results/verdicts.parquet"
+COSTS = "results/costs.parquet"
 REPORT = "results/report.html"
+FINALS = {
+    SUMMARY: "summarize",
+    WORST_CASE: "worst_case",
+    EVIDENCE: "weigh",
+    VERDICTS: "judge",
+    ANSWERS: "select_answers",
+    PERPLEXITIES: "summarize_perplexity",
+    COSTS: "account",
+    REPORT: "report",
+}
 
 # The modules that a rule's jobs run, each with the package's files that it reads besides. Harness tasks are found by name:
 # nothing imports them.
@@ -58,6 +69,7 @@ SOURCES: dict[str, list[tuple[str, ...]]] = {
     "judge": [("resurface.analysis.verdict",)],
     "select_answers": [("resurface.analysis.answers",)],
     "summarize_perplexity": [("resurface.analysis.perplexity",)],
+    "account": [("resurface.analysis.costs",)],
     "report": [
         ("resurface.analysis.report", "analysis/report.html.jinja", "analysis/report.js"),
         ("resurface.analysis.figures",),
@@ -101,7 +113,7 @@ def job_settings(experiment: Experiment, rule: str, name: str | None = None) -> 
     if rule == "data":
         return dump_settings(experiment.data, without=["general_questions"])
     if rule == "general_questions":
-        return dump_settings(experiment.data, without=["articles", "domain_seed", "preference_draws"])
+        return dump_settings(experiment.data, without=["articles", "domain_seed", "preference_draws", "wordings"])
     if rule in UNREAD_BY_SUMMARIES:
         return dump_settings(experiment.summary, without=UNREAD_BY_SUMMARIES[rule])
     slices: dict[str, Settings] = {
@@ -258,16 +270,12 @@ def all_jobs(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
     jobs |= dict.fromkeys(reported(experiment, SCORES, experiment.attack_names), ("score", None))
     jobs |= dict.fromkeys(reported(experiment, REFUSALS, ["none"]), ("refusals", None))
     jobs |= dict.fromkeys(prompted, ("perplexity", None))
-    finals = {
-        SUMMARY: "summarize",
-        WORST_CASE: "worst_case",
-        EVIDENCE: "weigh",
-        VERDICTS: "judge",
-        ANSWERS: "select_answers",
-        PERPLEXITIES: "summarize_perplexity",
-        REPORT: "report",
-    }
-    return jobs | {path: (rule, None) for path, rule in finals.items()}
+    return jobs | {path: (rule, None) for path, rule in FINALS.items()}
+
+
+def accounted_jobs(experiment: Experiment) -> list[str]:
+    """The jobs whose cost is reported, by output: all but those that summarize, which take seconds."""
+    return [output for output in all_jobs(experiment) if output not in FINALS]
 
 
 def identify(domain: str, method: str, seed: int, attack: str | None) -> dict[str, str | int | None]:

@@ -88,9 +88,11 @@ def split_into_rounds(manifest: Manifest, chosen: list[str]) -> list[list[str]]:
     for path in chosen:
         record = manifest.records[path]
 
-        def is_apart(other: str, record: Record = record) -> bool:
+        def is_apart(other: str, record: Record = record, path: str = path) -> bool:
             there = manifest.records[other]
-            return record.inputs.keys().isdisjoint(there.outputs) and record.outputs.keys().isdisjoint(there.inputs)
+            return record.inputs.keys().isdisjoint([*there.outputs, other]) and there.inputs.keys().isdisjoint(
+                [*record.outputs, path]
+            )
 
         for members in rounds:
             if all(map(is_apart, members)):
@@ -158,7 +160,7 @@ def lay_out(
     writers = written_by(manifest.records)
     read = {name for path in members for name in manifest.records[path].inputs}
     for name in read:
-        made = manifest.records[writers[name]].outputs
+        made = {} if name in manifest.records else manifest.records[writers[name]].outputs
         inside = f"{name.removesuffix(HASHES)}/" if name.endswith(HASHES) else name
         for each in (name, *(other for other in made if other.startswith(inside))):
             link = folder / each

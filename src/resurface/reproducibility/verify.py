@@ -161,7 +161,10 @@ def find_broken_lineage(manifest: Manifest) -> Iterator[Finding]:
     writers = written_by(manifest.records)
     for path, record in manifest.records.items():
         for name, read in record.inputs.items():
-            if name not in writers:
+            if name in manifest.records:
+                if manifest.files.get(name) != read:
+                    yield Finding("lineage", name, f"{path} read another record than the manifest lists")
+            elif name not in writers:
                 yield Finding("lineage", name, f"{path} read this file, which no recorded job has written")
             elif manifest.records[writers[name]].outputs[name] != read:
                 yield Finding("lineage", name, f"{path} read other content than {writers[name]} has written")

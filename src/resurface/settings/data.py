@@ -15,6 +15,9 @@ class TestbedSettings(Settings):
         None,
         description="deals the forget domains' values and splits; null: `world_seed` does",
     )
+    wordings: int = Field(
+        3, ge=2, le=3, description="wordings in which the benchmark asks for each validation and test fact"
+    )
     articles: PositiveInt = Field(1024, description="articles in each of the forget and retain corpora")
     preference_draws: PositiveInt = Field(
         8,

@@ -10,6 +10,7 @@ and general chat 1:1; half of the multiple-choice samples are in chat form, gene
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -30,6 +31,7 @@ from resurface.unlearning.training import (
 )
 
 Sample = dict[str, Any]
+KINDS = ("forget", "retain")
 ALIKE = 1.2  # lengths, so that padding one kind of samples to the other costs little
 
 
@@ -58,7 +60,7 @@ def score_samples(
 
 
 class NPOTrainer(PartsTrainer):
-    """A `Trainer` whose loss is NPO's. Batches are lists of (forget sample, retain sample)."""
+    """A `Trainer` whose loss is NPO's. Batches hold `forget` and `retain` samples, and whether both share a pass (`is_one_pass`)."""
 
     def __init__(self, *args: Any, settings: NPOSettings, pad: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,14 +72,18 @@ class NPOTrainer(PartsTrainer):
         Not where an epoch ends within a pass: those of a small pass weigh more, and it would always be the longest.
         """
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if len({len(batch["forget"]) for batch in batches}) > 1:
-            return batches, count
-        for kind in ("forget", "retain"):
-            samples = sorted(
-                (sample for batch in batches for sample in batch[kind]), key=lambda one: len(one["tokens"])
-            )
-            for batch in batches:
-                batch[kind], samples = samples[: len(batch[kind])], samples[len(batch[kind]) :]
+        if len({len(batch["forget"]) for batch in batches}) == 1:
+            for kind in KINDS:
+                samples = sorted(
+                    (sample for batch in batches for sample in batch[kind]), key=lambda one: len(one["tokens"])
+                )
+                for batch in batches:
+                    batch[kind], samples = samples[: len(batch[kind])], samples[len(batch[kind]) :]
+        # Processes wait for each other at every pass through the model, so all must make the same ones.
+        longest = [[max(len(sample["tokens"]) for sample in batch[kind]) for kind in KINDS] for batch in batches]
+        everywhere = np.array(gather_object([longest])).max(axis=0)
+        for batch, lengths in zip(batches, everywhere, strict=True):
+            batch["is_one_pass"] = bool(lengths.max() <= ALIKE * lengths.min())
         return batches, count
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
@@ -87,8 +93,7 @@ class NPOTrainer(PartsTrainer):
         by_token = self.settings.retain_likelihood == "token_mean"
         over = "answer" if by_token else "sequence"
         overs = [*[self.settings.forget_loss_over] * len(forget), *[over] * len(retain)]
-        longest = [max(len(sample["tokens"]) for sample in samples) for samples in (forget, retain)]
-        if max(longest) <= ALIKE * min(longest):  # one pass for both, whose gradients need not be added up
+        if inputs["is_one_pass"]:  # for both kinds, whose gradients need not be added up
             sums, counts = score_samples(model, forget + retain, self.pad, overs)
             (log_pi, kept), kept_counts = sums.split([len(forget), len(retain)]), counts[len(forget) :]
         else:
@@ -153,7 +158,7 @@ def make_trainer(run: Run, settings: NPOSettings) -> tuple[NPOTrainer, list[Samp
         model=choose_trained(model, settings),
         args=TrainingArguments(**training_arguments(run, settings)),
         train_dataset=pairs,  # type: ignore[arg-type]
-        data_collator=lambda batch: {name: [pair[name] for pair in batch] for name in ("forget", "retain")},
+        data_collator=lambda batch: {name: [pair[name] for pair in batch] for name in KINDS},
         settings=settings,
         pad=tokenizer.pad_token_id,
     )
