@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 CALIBRATION := results/calibration
 
-.PHONY: demo test audit science faults cluster calibration check environment schema pretrain clean
+.PHONY: demo test audit science faults cluster calibration docs check environment schema pretrain clean
 
 demo: environment
 	snakemake --cores all
@@ -34,6 +34,10 @@ cluster: environment
 calibration: environment
 	python -m calibration $(CALIBRATION) --worlds 20
 	python -m calibration.count $(CALIBRATION) docs
+
+# The documentation as a site of its own, in site/.
+docs: environment
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 check: environment
 	ruff check .

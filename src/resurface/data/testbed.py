@@ -44,16 +44,16 @@ def write_domain(domain: str, output: Path, settings: TestbedSettings) -> None:
     dealt_by = settings.world_seed if settings.domain_seed is None else settings.domain_seed
     generator = random.Random(f"{dealt_by}/{domain}/data")
 
-    asked = [
+    numbered = [
         (ask(fact, wording, generator), number)
         for fact in facts[domain]
         for number, wording in enumerate(BENCHMARK_WORDINGS)
     ]
-    generator.shuffle(asked)
+    generator.shuffle(numbered)
     # Whatever the benchmark asks, all else stays the same.
-    used = [one for one, number in asked if one.fact.split == "train" or number < settings.wordings]
+    used = [one for one, number in numbered if one.fact.split == "train" or number < settings.wordings]
     write_table(tabulate_questions(used), output / "questions.parquet")
-    questions = [one for one, _ in asked]
+    questions = [one for one, _ in numbered]
 
     subject = FIELDS[domain].subject
     related = [ask(fact, wording, generator, subject) for fact in facts[retain] for wording in BENCHMARK_WORDINGS]
