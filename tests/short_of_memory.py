@@ -1,19 +1,23 @@
-"""NPO on a machine whose memory is short from the third step on, if a pass has more than one sample of each kind."""
+"""NPO or DPO (SHORT_METHOD) on a machine whose memory is short from some step on (SHORT_FROM), if a pass has more than one sample."""
+
+import os
 
 import torch
 
-from resurface.unlearning import npo
+from resurface.unlearning import dpo, npo
 from resurface.unlearning.training import Run
 
-compute = npo.NPOTrainer.compute_loss
+MODULE, TRAINER = {"npo": (npo, npo.NPOTrainer), "dpo": (dpo, dpo.PairsTrainer)}[os.environ["SHORT_METHOD"]]
+compute = TRAINER.compute_loss
 
 
-def short_of_memory(trainer, model, inputs, *arguments, **options):
-    if trainer.state.global_step >= 2 and len(inputs["forget"]) > 1:
+def short_of_memory(trainer, *arguments, **options):
+    is_late = trainer.state.global_step >= int(os.environ["SHORT_FROM"])
+    if is_late and trainer.args.per_device_train_batch_size > 1:
         raise torch.OutOfMemoryError("out of memory")
-    return compute(trainer, model, inputs, *arguments, **options)
+    return compute(trainer, *arguments, **options)
 
 
-def unlearn(run: Run, settings: npo.NPOSettings) -> None:
-    npo.NPOTrainer.compute_loss = short_of_memory
-    npo.unlearn(run, settings)
+def unlearn(run: Run, settings) -> None:
+    TRAINER.compute_loss = short_of_memory
+    MODULE.unlearn(run, settings)

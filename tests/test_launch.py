@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import yaml
 from conftest import CHECKPOINTS, DOMAIN, ROOT
 from safetensors.torch import load_file
 
-from resurface.artifacts import read_json_object
+from resurface.artifacts import read_json_object, write_table
 from resurface.errors import ResurfaceError
 from resurface.models import run_within_memory
 from resurface.settings.dpo import DPOSettings
@@ -128,6 +129,13 @@ def test_batches_are_halved_until_there_is_room():
     assert sizes == [6, 3, 3, 4, 2, 2]
 
 
+def run_short_of_memory(monkeypatch, method, step):
+    """Let the processes that run `short_of_memory` find it, and tell them what to do."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")]))
+    monkeypatch.setenv("SHORT_METHOD", method)
+    monkeypatch.setenv("SHORT_FROM", str(step))
+
+
 FSDP = ROOT / "envs" / "accelerate" / "fsdp2.yaml"
 
 
@@ -145,12 +153,31 @@ def test_two_processes_make_the_same_run(at_once, method, data, tmp_path):
 @pytest.mark.slow
 def test_processes_that_find_no_room_go_on_with_fewer_samples_at_once(at_once, data, tmp_path, monkeypatch, caplog):
     """Those of the second start go on from step 2, which the first ones saved."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")]))
+    run_short_of_memory(monkeypatch, "npo", 2)
     run, settings = run_in(tmp_path, data), METHODS["npo"].model_copy(update={"save_steps": 1})
     launch("short_of_memory", run, settings, FSDP, 2)
     assert "out of memory with 2 samples of each kind in a pass; going on with 1" in caplog.text
     assert_same_run(read_run(run), at_once("npo"))
     assert not list(tmp_path.glob("resume*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["npo", "dpo"])
+def test_processes_that_go_on_in_a_later_epoch_see_its_order(method, data, tmp_path, monkeypatch):
+    """Eight samples are two steps; the second start goes on from step 3, in the middle of the second epoch."""
+    run_short_of_memory(monkeypatch, method, 3)
+    few = shutil.copytree(data / "results" / "data" / DOMAIN, tmp_path / "few" / "results" / "data" / DOMAIN)
+    table = pd.read_parquet(few / "preferences.parquet")
+    # NPO has a forget sample in each pair; DPO has pairs of three kinds, half of them about forgetting.
+    write_table(
+        table.groupby("kind").head(8 if method == "npo" else 4).reset_index(drop=True), few / "preferences.parquet"
+    )
+    settings = METHODS[method].model_copy(update={"save_steps": 1, "epochs": 3.0, "max_steps": None})
+    whole, run = run_in(tmp_path / "whole", tmp_path / "few"), run_in(tmp_path, tmp_path / "few")
+    import_module(f"resurface.unlearning.{method}").unlearn(whole, settings)
+    assert len(read_run(whole)[0]) == 6
+    launch("short_of_memory", run, settings, FSDP, 2)
+    assert_same_run(read_run(run), read_run(whole))
 
 
 @pytest.mark.slow

@@ -32,6 +32,16 @@ class Saving(TrainerCallback):
     def __init__(self, is_asked: Callable[[], bool]) -> None:
         self.is_asked = is_asked
 
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Choose the epoch's order of the data.
+
+        A `Trainer` that goes on in the middle of an epoch asks what skips the first batches, through which nothing reaches the sampler of
+        one of several processes.
+        """
+        kwargs["train_dataloader"].set_epoch(int(state.epoch or 0))
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop if the run is asked to end, but never save at the last step."""
         if state.global_step >= state.max_steps:
