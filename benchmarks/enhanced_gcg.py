@@ -28,7 +28,7 @@ def plain_losses(problem: Problem, prefixes: list[list[int]], has_gradient: bool
     for prefix in prefixes:
         total = 0.0
         for row, completion, clean in zip(complete(problem, prefix), problem.completions, problem.clean, strict=True):
-            tokens = torch.tensor([before + row], device=device)
+            tokens = torch.tensor([[*before, *prefix, *row]], device=device)
             models = (problem.unlearned, problem.original)
             embedded = [model.get_input_embeddings()(tokens).detach().requires_grad_(has_gradient) for model in models]
             outputs: list[Any] = [
@@ -84,7 +84,7 @@ def measure(bench: Bench) -> None:
     chats = set_chats(tokenizer, make_prompts(tokenizer, even_lengths(7, bench.choose(80, TOKENS))), False)
     problem = state_problem(unlearned, original, chats, blocks, settings)
     prefix = draw_prefix(chats, prefix_length, random.Random(0))
-    width = sum(map(len, complete(problem, prefix))) + 7 * len(chats.before)
+    width = sum(map(len, complete(problem, prefix))) + 7 * (len(chats.before) + len(prefix))
 
     for kind, shares in STEPS.items():
         chosen = replace(problem, settings=settings.model_copy(update={"step_shares": shares}))

@@ -223,7 +223,7 @@ def test_rows_go_on_from_kept_keys_and_values(tiny):
     whole = run_decoder(tiny, rows).last_hidden_state
     torch.testing.assert_close(hidden, whole[0, :60], rtol=1e-4, atol=1e-5)
     for _ in range(2):
-        found = run_decoder(tiny, rows[:, 60:], **continue_cache(cache, 3)).last_hidden_state
+        found = run_decoder(tiny, rows[:, 60:], **continue_cache(cache, torch.tensor([0, 0, 0]))).last_hidden_state
         torch.testing.assert_close(found, whole[:, 60:], rtol=1e-4, atol=1e-5)
 
 

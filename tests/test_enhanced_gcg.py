@@ -167,7 +167,7 @@ def test_batches_are_halved_when_memory_is_short(problem):
     rows = [[0] * 7] * 2 + [[0] * 5] * 8
     width = len(problem.chats.before) + 7
     wide = replace(problem, settings=settings(batch_tokens=9 * width - 1), halvings=Counter())
-    order, results = enhanced_gcg.in_batches(wide, "forward", rows, run)
+    order, results = enhanced_gcg.in_batches(wide, "forward", len(problem.chats.before), rows, run)
     assert torch.cat(results).tolist() == order == list(range(10))
     assert sizes == [8, 4, 2, 2, 2, 2, 2]
     assert wide.halvings == {"forward": 2}
@@ -177,7 +177,9 @@ def test_batches_hold_prompts_of_like_length_and_losses_stay_with_their_prefixes
     batches = []
     rows = [[0] * length for length in (5, 90, 6, 80)]
     few = replace(problem, settings=settings(batch_tokens=2 * (len(problem.chats.before) + 90)))
-    order, _ = enhanced_gcg.in_batches(few, "forward", rows, lambda places: batches.append(places) or torch.tensor(0))
+    order, _ = enhanced_gcg.in_batches(
+        few, "forward", len(problem.chats.before), rows, lambda places: batches.append(places) or torch.tensor(0)
+    )
     assert batches[0] == [1, 3]
     assert order == [1, 3, 2, 0]
     prefixes = [draw_prefix(problem.chats, length, random.Random(length)) for length in (3, 12, 6)]

@@ -57,7 +57,7 @@ def test_a_spread_model_computes_the_same():
         unembed(model, run_decoder(model, tokens).last_hidden_state).square().mean().backward()
         with torch.no_grad(), recording(model, [1, 4], stop=False) as states:
             cache, _ = keep_cache(model, tokens[0, :4].tolist())
-            hidden = run_decoder(model, tokens[:, 4:], **continue_cache(cache, 1)).last_hidden_state
+            hidden = run_decoder(model, tokens[:, 4:], **continue_cache(cache, torch.tensor([0]))).last_hidden_state
             kept = [states[1], states[4]]
             inside = f"{name.removeprefix(f'{model.base_model_prefix}.')}.weight"
             other = run_decoder(model, tokens, weights={inside: 2 * weight}).last_hidden_state

@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -250,10 +250,18 @@ def keep_cache(model: PreTrainedModel, tokens: Sequence[int]) -> tuple[Cache | N
     return cache if is_plain else None, output.last_hidden_state[0]
 
 
-def continue_cache(cache: Cache, count: int) -> dict[str, Any]:
-    """What `run_decoder` takes to go on from kept tokens in `count` rows; the cache itself stays as it is."""
-    past = deepcopy(cache)
-    past.batch_repeat_interleave(count)
+def continue_cache(cache: Cache, rows: torch.Tensor) -> dict[str, Any]:
+    """What `run_decoder` takes to go on from kept tokens; the cache itself stays as it is.
+
+    Args:
+        cache: keys and values of one or several beginnings.
+        rows: which of these each row goes on from `[rows]`.
+    """
+    past = copy(cache)
+    past.layers = [
+        copy(layer) for layer in cache.layers
+    ]  # layers put new tensors in the place of old ones, and change none
+    past.batch_select_indices(rows)
     return {"past_key_values": past, "use_cache": True}
 
 

@@ -15,8 +15,8 @@ completion, the loss is the mean over questions of
 The distance's gradient flows through both models. Every step takes the best prefix out of the buffer for good, makes
 candidates of it, and puts those into the buffer: so the loss is not monotone, and the best prefix ever seen is kept beside it.
 
-The tokens before the prefix are the same in every chat: their keys and values are computed once. The original runs up to the
-deepest matched block only. The state is written after every step and holds no random state, because each step draws from a
+What chats share is computed once: the keys and values of the tokens before the prefix for all of them, those of a prefix for all
+questions. The original runs up to the deepest matched block only. The state is written after every step and holds no random state, because each step draws from a
 generator of its own: a search that was stopped goes on as if it had not been.
 """
 
@@ -98,6 +98,23 @@ class Problem:
     halvings: Counter[str]
 
 
+@dataclass(frozen=True)
+class Begun:
+    """Prefixes of one length that both models have read, for all questions to go on from.
+
+    Attributes:
+        length: tokens up to the prefixes' ends, with those before them.
+        caches: per model, keys and values of these.
+        surprise: CE_U of each prefix, summed over its tokens, in nats `[prefixes]`.
+        following: log-probabilities under U of the token after each `[prefixes, vocabulary]`.
+    """
+
+    length: int
+    caches: tuple[Cache, Cache]
+    surprise: Tensor
+    following: Tensor
+
+
 @dataclass
 class Search:
     """The state of a search: all that its next step depends on.
@@ -128,9 +145,37 @@ def minimum_length(step: int, settings: EnhancedGCGSettings) -> int:
     return round(start + (end - start) * min(1.0, step / settings.growth_steps))
 
 
-def run_from(model: PreTrainedModel, cache: Cache, embedded: Tensor) -> Any:
-    """The decoder's output on embedded tokens `[rows, seq, hidden]`, padded on the right, that follow the kept ones."""
-    return run_decoder(model, inputs_embeds=embedded, **continue_cache(cache, len(embedded)))
+def run_from(model: PreTrainedModel, cache: Cache, embedded: Tensor, rows: Tensor | None = None) -> Any:
+    """The decoder's output on embedded tokens `[rows, seq, hidden]`, padded on the right, that follow kept ones.
+
+    `rows` says which of the kept beginnings each row goes on from; None: all from the first.
+    """
+    chosen = torch.zeros(len(embedded), dtype=torch.long, device=embedded.device) if rows is None else rows
+    return run_decoder(model, inputs_embeds=embedded, **continue_cache(cache, chosen))
+
+
+def begin(problem: Problem, prefixes: list[list[int]], embedded: tuple[Tensor, Tensor]) -> Begun:
+    """Let both models read prefixes of one length, which stand behind the tokens before them.
+
+    Args:
+        problem: what is searched for.
+        prefixes: some prefixes.
+        embedded: these, as each model's input embeddings `[prefixes, length, hidden]`.
+    """
+    count, length = len(prefixes), len(problem.chats.before) + len(prefixes[0])
+    first = torch.zeros(count, dtype=torch.long, device=problem.unlearned.device)
+    unlearned, original = (continue_cache(cache, first) for cache in problem.caches)
+    caches = (unlearned["past_key_values"], original["past_key_values"])  # which go on while they are read
+    opening = problem.opening.expand(count, 1, -1)
+    if not prefixes[0]:
+        return Begun(length, caches, torch.zeros(count, device=first.device), opening[:, 0])
+    with recording(problem.original, problem.blocks):  # which ends at the deepest of them
+        run_decoder(problem.original, inputs_embeds=embedded[1], **original)
+    hidden = run_decoder(problem.unlearned, inputs_embeds=embedded[0], **unlearned).last_hidden_state
+    logprobs = torch.cat([opening, unembed(problem.unlearned, hidden).log_softmax(-1)], 1)
+    tokens = torch.tensor(prefixes, device=first.device)
+    surprise = -logprobs[:, :-1].gather(2, tokens[:, :, None])[:, :, 0].sum(1)
+    return Begun(length, caches, surprise, logprobs[:, -1])
 
 
 def embed(model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -139,17 +184,19 @@ def embed(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def model_losses(
-    problem: Problem, rows: list[list[int]], questions: list[int], embedded: tuple[Tensor, Tensor]
+    problem: Problem, begun: Begun, rows: list[list[int]], numbers: Sequence[int], questions: Sequence[int]
 ) -> Tensor:
     """What the models say of L, weighed: force, distance, cosine and fluency of several chats `[rows, 4]`.
 
     Args:
         problem: what is searched for.
-        rows: per chat, prefix, question and completion.
+        begun: the prefixes that the chats go on from.
+        rows: per chat, question and completion as tokens.
+        numbers: which of the prefixes each goes on from.
         questions: which question each is.
-        embedded: the rows, padded on the right, as each model's input embeddings `[rows, seq, hidden]`.
     """
     settings, device = problem.settings, problem.unlearned.device
+    tokens, prefixes = pad_right(rows, 0).to(device), torch.tensor(numbers, device=device)
     place = torch.arange(len(rows), device=device)[:, None]
     ends = torch.tensor([len(row) for row in rows], device=device)[:, None]
     prompt_ends = ends - torch.tensor([len(problem.completions[one]) for one in questions], device=device)[:, None]
@@ -160,10 +207,10 @@ def model_losses(
     positions = torch.where(is_matched, ends - counts + back, 0)
 
     with recording(problem.original, problem.blocks) as states:
-        run_from(problem.original, problem.caches[1], embedded[1])
+        run_from(problem.original, begun.caches[1], embed(problem.original, tokens), prefixes)
         original = torch.stack([states[block][place, positions].float() for block in problem.blocks])
     with recording(problem.unlearned, problem.blocks, stop=False) as states:
-        hidden = run_from(problem.unlearned, problem.caches[0], embedded[0]).last_hidden_state
+        output = run_from(problem.unlearned, begun.caches[0], embed(problem.unlearned, tokens), prefixes)
         unlearned = torch.stack([states[block][place, positions].float() for block in problem.blocks])
     clean = torch.nn.utils.rnn.pad_sequence(
         [problem.clean[one].transpose(0, 1) for one in questions], batch_first=True
@@ -176,19 +223,18 @@ def model_losses(
     distance = mean_matched((unlearned - original).norm(dim=-1))
     cosine = mean_matched(1 - functional.cosine_similarity(unlearned, clean, dim=-1))
 
-    tokens = pad_right(rows, 0).to(device)
     last = int((prompt_ends + settings.forced_tokens).max().clamp(max=int(ends.max())))
-    logits = unembed(problem.unlearned, hidden[:, : last - 1])
+    logits = unembed(problem.unlearned, output.last_hidden_state[:, : last - 1])
     # Flat, because with the classes in the middle a GPU takes six times as long.
     surprise = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:last].flatten(), reduction="none")
     surprise = surprise.reshape(len(rows), -1)
-    surprise = torch.cat([-problem.opening[tokens[:, :1]], surprise], 1)
+    surprise = torch.cat([-begun.following[prefixes].gather(1, tokens[:, :1]), surprise], 1)
     index = torch.arange(last, device=device)[None]
     is_prompt = index < prompt_ends
     is_forced = ~is_prompt & (index < (prompt_ends + settings.forced_tokens).minimum(ends))
     force = (surprise * is_forced).sum(1) / is_forced.sum(1)
-    opening = len(problem.chats.before) - 1
-    fluency = (problem.opening_loss + (surprise * is_prompt).sum(1)) / (opening + prompt_ends[:, 0])
+    shared = problem.opening_loss + begun.surprise[prefixes]
+    fluency = (shared + (surprise * is_prompt).sum(1)) / (begun.length - 1 + prompt_ends[:, 0])
     return torch.stack(
         [
             force,
@@ -201,18 +247,18 @@ def model_losses(
 
 
 def in_batches(
-    problem: Problem, kind: str, rows: list[list[int]], run: Callable[[list[int]], Tensor]
+    problem: Problem, kind: str, kept: int, rows: list[list[int]], run: Callable[[list[int]], Tensor]
 ) -> tuple[list[int], list[Tensor]]:
-    """Run over rows, the longest first so that little is padding, in as few batches as memory has room for.
+    """Run over rows that follow `kept` tokens, the longest first so that little is padding, in as few batches as memory has room for.
 
     Returns:
         the rows' positions in the order in which they were run, and what each batch gave.
     """
     order = sorted(range(len(rows)), key=lambda position: len(rows[position]), reverse=True)
-    before, results = len(problem.chats.before), list[Tensor]()
+    results = list[Tensor]()
     problem.halvings[kind] = run_within_memory(
         len(rows),
-        lambda start: problem.settings.batch_tokens // (before + len(rows[order[start]])),
+        lambda start: problem.settings.batch_tokens // (kept + len(rows[order[start]])),
         lambda part: results.append(run(order[part])),
         problem.halvings[kind],
     )
@@ -220,35 +266,55 @@ def in_batches(
 
 
 def complete(problem: Problem, prefix: list[int]) -> list[list[int]]:
-    """Per question, a legal prefix, question and completion as tokens after the cached ones."""
+    """Per question, what follows a legal prefix: question and completion as tokens."""
     placed = problem.chats.place(prefix)
     assert placed is not None, "prefixes that are tried are legal"
-    before = len(problem.chats.before)
-    return [row[before:] + completion for row, completion in zip(placed, problem.completions, strict=True)]
+    kept = len(problem.chats.before) + len(prefix)
+    return [row[kept:] + completion for row, completion in zip(placed, problem.completions, strict=True)]
+
+
+def evaluate_alike(problem: Problem, prefixes: list[list[int]], asked: Sequence[int]) -> Tensor:
+    """What the models say of L for prefixes of one length, as means over questions `[prefixes, 4]`."""
+    begun = begin(problem, prefixes, embed_prefixes(problem, prefixes))
+    completed = [complete(problem, prefix) for prefix in prefixes]
+    pairs = [(number, question) for number in range(len(prefixes)) for question in asked]
+    rows = [completed[number][question] for number, question in pairs]
+
+    def run(positions: list[int]) -> Tensor:
+        numbers, questions = zip(*(pairs[position] for position in positions), strict=True)
+        return model_losses(problem, begun, [rows[position] for position in positions], numbers, questions)
+
+    order, results = in_batches(problem, "forward", begun.length, rows, run)
+    return torch.cat(results)[torch.tensor(order).argsort()].reshape(len(prefixes), len(asked), -1).mean(1)
 
 
 @torch.no_grad()
 def evaluate(problem: Problem, prefixes: list[list[int]], asked: Sequence[int] | None = None) -> list[dict[str, float]]:
     """The loss of legal prefixes, `loss` and its parts, as the mean over the questions `asked` (None: all)."""
     asked = range(len(problem.completions)) if asked is None else asked
-    completed = [complete(problem, prefix) for prefix in prefixes]
-    rows = [of_prefix[question] for of_prefix in completed for question in asked]
-    questions = list(asked) * len(prefixes)
+    values: list[list[float]] = [[] for _ in prefixes]
+    for length in sorted(set(map(len, prefixes))):
+        alike = [place for place, prefix in enumerate(prefixes) if len(prefix) == length]
 
-    def run(positions: list[int]) -> Tensor:
-        chosen = [rows[position] for position in positions]
-        tokens = pad_right(chosen, 0).to(problem.unlearned.device)
-        embedded = (embed(problem.unlearned, tokens), embed(problem.original, tokens))
-        return model_losses(problem, chosen, [questions[position] for position in positions], embedded)
+        def run(part: slice, alike: list[int] = alike) -> None:
+            losses = evaluate_alike(problem, [prefixes[place] for place in alike[part]], asked)
+            for place, parts in zip(alike[part], losses.tolist(), strict=True):
+                values[place] = parts
 
-    order, results = in_batches(problem, "forward", rows, run)
-    values = torch.cat(results)[torch.tensor(order).argsort()].reshape(len(prefixes), len(asked), -1).mean(1)
+        at_once = [problem.settings.batch_tokens // (len(problem.chats.before) + length)] * len(alike)
+        problem.halvings["begin"] = run_within_memory(len(alike), at_once.__getitem__, run, problem.halvings["begin"])
     found = []
-    for prefix, parts in zip(prefixes, values.tolist(), strict=True):
+    for prefix, parts in zip(prefixes, values, strict=True):
         named = dict(zip(("force", "distance", "cosine", "fluency"), parts, strict=True))
         named["repetition"] = problem.settings.repetition_weight * repetition(prefix)
         found.append({"loss": sum(named.values()), **named})
     return found
+
+
+def embed_prefixes(problem: Problem, prefixes: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Prefixes of one length as each model's input embeddings `[prefixes, length, hidden]`."""
+    tokens = torch.tensor(prefixes, dtype=torch.long, device=problem.unlearned.device)
+    return embed(problem.unlearned, tokens), embed(problem.original, tokens)
 
 
 def token_gradient(problem: Problem, prefix: list[int]) -> Tensor:
@@ -257,20 +323,21 @@ def token_gradient(problem: Problem, prefix: list[int]) -> Tensor:
     That is its gradient by the one-hot prefix: the gradients by both models' input embeddings, times those embeddings.
     """
     rows = complete(problem, prefix)
-    models = (problem.unlearned, problem.original)
 
     def run(questions: list[int]) -> Tensor:
+        unlearned, original = (embedded.requires_grad_() for embedded in embed_prefixes(problem, [prefix]))
+        begun = begin(problem, [prefix], (unlearned, original))
         chosen = [rows[question] for question in questions]
-        tokens = pad_right(chosen, 0).to(problem.unlearned.device)
-        unlearned, original = (embed(model, tokens).requires_grad_() for model in models)
-        loss = model_losses(problem, chosen, questions, (unlearned, original)).sum() / len(rows)
-        gradients = torch.autograd.grad(loss, (unlearned, original))
-        return torch.stack([gradient[:, : len(prefix)].sum(0).float() for gradient in gradients])
+        losses = model_losses(problem, begun, chosen, [0] * len(chosen), questions)
+        gradients = torch.autograd.grad(losses.sum() / len(rows), (unlearned, original))
+        return torch.cat([gradient.float() for gradient in gradients])
 
-    by_embedding = torch.stack(in_batches(problem, "gradient", rows, run)[1]).sum(0)
+    results = in_batches(problem, "gradient", len(problem.chats.before) + len(prefix), rows, run)[1]
+    by_embedding = torch.stack(results).sum(0)
     vocabulary = torch.arange(problem.opening.shape[0], device=by_embedding.device)
     by_token = [
-        gradient @ embed(model, vocabulary).float().T for gradient, model in zip(by_embedding, models, strict=True)
+        gradient @ embed(model, vocabulary).float().T
+        for gradient, model in zip(by_embedding, (problem.unlearned, problem.original), strict=True)
     ]
     return torch.stack(by_token).sum(0)
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from resurface.errors import ResurfaceError
 from resurface.prompts import chat_messages, render_chat
 
+REMEMBERED = 500  # prefixes whose places are kept
 TRIES = 200  # draws of a random prefix, or of its next token, before it is given up
 
 
@@ -47,13 +48,26 @@ class Chats:
         rows: list[list[int]] = self.tokenizer(texts)["input_ids"]
         return rows
 
+    @cached_property
+    def _placed(self) -> dict[tuple[int, ...], list[list[int]] | None]:
+        """What was placed last: a candidate of a search is looked at when it is proposed, and whenever it is evaluated."""
+        return {}
+
     def place(self, prefix: Sequence[int]) -> list[list[int]] | None:
         """The tokens of every chat with a prefix, or None if the prefix is not legal.
 
         It must be found once in each, right after `before`, and what follows must be `after`. Only the very first token
         after it may differ, because some tokenizers write a word differently at the start of a text.
         """
-        prefix = list(prefix)
+        key = tuple(prefix)
+        if key not in self._placed:
+            if len(self._placed) >= REMEMBERED:
+                self._placed.clear()
+            self._placed[key] = self._place(list(prefix))
+        return self._placed[key]
+
+    def _place(self, prefix: list[int]) -> list[list[int]] | None:
+        """The same, looked at anew."""
         if not self._allowed.issuperset(prefix):
             return None
         start, end = len(self.before), len(self.before) + len(prefix)

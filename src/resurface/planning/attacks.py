@@ -164,13 +164,22 @@ def enhanced_gcg(settings: EnhancedGCGSettings, facts: Facts, domain: str, part:
     rows = settings.candidates * asked
     if settings.screening_questions:
         rows = settings.candidates * min(asked, settings.screening_questions) + settings.screened * asked
-    tried = settings.steps * rows * row + settings.random_starts * asked * row
+    # All questions go on from a prefix that is read once.
+    begun = settings.candidates + (settings.screened if settings.screening_questions else 0)
+    tried = settings.steps * (rows * (row - prefix) + begun * prefix) + settings.random_starts * (
+        asked * (row - prefix) + prefix
+    )
     swaps = settings.steps * settings.step_shares[0]
     passes = _hidden_questions(data, settings.batch_tokens)
     for depth in (1.0, (max(settings.searches[part]) + 1) / shape.blocks):
         passes += [
             Pass(tried, settings.steps * math.ceil(rows * row / settings.batch_tokens), depth),
-            Pass(swaps * asked * row, swaps * math.ceil(asked * row / settings.batch_tokens), depth, forwards=2),
+            Pass(
+                swaps * (asked * (row - prefix) + prefix),
+                swaps * math.ceil(asked * row / settings.batch_tokens),
+                depth,
+                forwards=2,
+            ),
         ]
     passes.append(_generation(asked, row, completion, asked))
     at_once = min(settings.batch_tokens, asked * row)

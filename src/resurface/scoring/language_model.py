@@ -228,8 +228,9 @@ class ResurfaceLM(HFLM):
                 ) -> None:
                     batch = [members[position] for position in positions]
                     input_ids = pad_right([row.tokens[start:] for row in batch], self.tokenizer.pad_token_id)
-                    kept = continue_cache(cache, len(batch)) if cache else {}
-                    output = run_decoder(self.model, input_ids.to(self.device), **kept).last_hidden_state
+                    input_ids = input_ids.to(self.device)
+                    kept = continue_cache(cache, torch.zeros_like(input_ids[:, 0])) if cache else {}
+                    output = run_decoder(self.model, input_ids, **kept).last_hidden_state
                     hidden = [
                         (variant.read, output if variant.read is None else streams[variant.read])
                         for variant in variants
