@@ -142,7 +142,9 @@ def test_a_7b_experiment_keeps_interventions_within_a_tenth_of_a_checkpoint():
     assert any(note.startswith("unlearn npo needs about") for note in plan.notes)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "workflow" / "experiments").glob("*b-*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "workflow" / "experiments").glob("*b-*.yaml")), ids=lambda path: path.stem
+)
 def test_experiments_at_paper_scale_are_planned_whole(path):
     """No job's cost is unknown, and what the complete experiment keeps of attacks is small beside checkpoints."""
     experiment = validate_config(read_config_file(path), str(path))

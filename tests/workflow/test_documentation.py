@@ -32,6 +32,10 @@ ELSEWHERE = {
     "make test": ".ci/run: make test",
     "make pretrain": "tests/test_pretraining.py: pretrain",
     "make calibration": "tests/test_calibration.py: --small",
+    "python -m calibration results/calibration --worlds 20 --finished docs/calibration.parquet --most 4": (
+        "tests/test_calibration.py: take_over"
+    ),
+    "python -m calibration.count results/calibration docs": "tests/test_calibration.py: calibration.count",
     ".venv/bin/pip install --requirement envs/cluster.lock": "tests/workflow/cluster.py: cluster.lock",
     "snakemake --workflow-profile profiles/slurm --dry-run": "tests/workflow/test_profiles.py: --dry-run",
     "snakemake --workflow-profile profiles/slurm": "tests/workflow/test_slurm.py: --workflow-profile",
@@ -84,7 +88,9 @@ PLACEHOLDERS = {
     "my-experiment.yaml": "config.yaml",
     "original-blocks-0to2": "original-blocks-2",
     "documents: 36_000": "documents: 64",
-    "max_steps: 120 ": "max_steps: 2 ",
+    "max_steps: 120": "max_steps: 2",
+    "--sample 3": "--sample 1",
+    "--sample 5": "--sample 1",
 }
 
 
@@ -170,8 +176,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert loaded == [], "the site loads nothing from other hosts"
 
 
-def follow(page: str, project: Path, configuration: dict) -> None:
-    """Do what a page says, in a copy of the project."""
+def follow(page: str, project: Path, configuration: dict, done: frozenset[str] = frozenset()) -> None:
+    """Do what a page says, in a copy of the project, but for commands that are done already."""
     (project / "config.yaml").write_text(yaml.safe_dump(configuration))
     if not (project / ".venv").exists():
         (project / ".venv").symlink_to(sys.prefix)
@@ -181,6 +187,7 @@ def follow(page: str, project: Path, configuration: dict) -> None:
         for placeholder, instead in PLACEHOLDERS.items():
             text = text.replace(placeholder, instead)
             commands = [command.replace(placeholder, instead) for command in commands]
+        commands = [command for command in commands if command not in done]
         if block.title:
             (project / block.title).write_text(text)
             continue
@@ -206,9 +213,12 @@ FOLLOWED = [
 def test_every_other_page_can_be_followed(project):
     (project / "theirs").symlink_to(project / "results", target_is_directory=True)
     assert "README.md" in FOLLOWED
+    (project / "shared").mkdir()
+    done: frozenset[str] = frozenset()
     for page in FOLLOWED:
         shutil.rmtree(project / "crate", ignore_errors=True)
-        follow(page, project, REDUCED)
+        follow(page, project, REDUCED, done)
+        done |= {command for block in read_blocks(page) for command in block.commands}
 
 
 @pytest.mark.audit
