@@ -41,7 +41,7 @@ def main() -> None:
     shared = {"place": place, "size": size, "device": given.device}
     try:
         check_place(**shared)
-        if given.finished:
+        if given.finished and given.finished.is_file():  # there is none before the first is done
             take_over(table=given.finished, **shared)
         missing = [world for world in range(given.worlds) if not kept_verdicts(place, world).is_file()][: given.most]
         # A process that forks after torch has computed hangs in its threads.

@@ -36,7 +36,7 @@ def set_config(project: Path, *keys: str, value) -> None:
 
 
 # What follows any change of a score; the manifest follows every change.
-FINAL = {"summarize", "worst_case", "weigh", "judge", "select_answers", "report", "manifest"}
+FINAL = {"summarize", "worst_case", "weigh", "judge", "select_answers", "account", "report", "manifest"}
 
 
 def chain(attack: str, methods=("rmu", "npo", "never_learned")) -> set[str]:

@@ -140,7 +140,7 @@ rule account:
         runtime=growing(10),
     params:
         source=job_source("account"),
-        experiment=dump_settings(experiment),
+        experiment=dump_settings(experiment, without=["device"]),
     shell:
         "resurface --log {log} account --output {output.table} --experiment {params.experiment:q}"
 
