@@ -58,6 +58,9 @@ def rewrite_manifest(results, change):
     """Change a manifest's content and give it a digest that fits, as somebody does who wants to hide a change."""
     content = json.loads((results / "manifest.json").read_text())
     change(content)
+    accounts = content["records"]["results/costs.parquet.provenance.json"]["inputs"]  # records are its inputs
+    for path in accounts:
+        accounts[path] = hashlib.sha256(dump_canonical(content["records"][path]).encode()).hexdigest()
     for path, record in content["records"].items():
         text = dump_canonical(record)
         place(results, path).write_text(text)
