@@ -59,7 +59,7 @@ def rewrite_manifest(results, change):
     content = json.loads((results / "manifest.json").read_text())
     change(content)
     accounts = content["records"]["results/costs.parquet.provenance.json"]["inputs"]  # records are its inputs
-    for path in accounts:
+    for path in accounts.keys() & content["records"].keys():
         accounts[path] = hashlib.sha256(dump_canonical(content["records"][path]).encode()).hexdigest()
     for path, record in content["records"].items():
         text = dump_canonical(record)
