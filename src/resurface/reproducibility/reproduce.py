@@ -83,23 +83,28 @@ def choose_jobs(manifest: Manifest, targets: list[str], sample: int, seed: int) 
 
 
 def split_into_rounds(manifest: Manifest, chosen: list[str]) -> list[list[str]]:
-    """Jobs in rounds, none of which holds a job and one that reads what it writes: all read what is recorded."""
+    """Jobs in rounds, none of which has a rule beside a job that reads what this rule writes: all read what is recorded.
+
+    It is not enough that the jobs are apart: Snakemake may run any job of a round's rules, and would where links to what was recorded
+    are in another order of time than what they lead to.
+    """
+    writers = written_by(manifest.records)
     rounds: list[list[str]] = []
+    rules: list[set[str]] = []
+    sources: list[set[str]] = []
     for path in chosen:
         record = manifest.records[path]
-
-        def is_apart(other: str, record: Record = record, path: str = path) -> bool:
-            there = manifest.records[other]
-            return record.inputs.keys().isdisjoint([*there.outputs, other]) and there.inputs.keys().isdisjoint(
-                [*record.outputs, path]
-            )
-
-        for members in rounds:
-            if all(map(is_apart, members)):
+        source = {manifest.records[name if name in manifest.records else writers[name]].rule for name in record.inputs}
+        for members, there, read in zip(rounds, rules, sources, strict=True):
+            if record.rule not in read and source.isdisjoint(there):
                 members.append(path)
+                there.add(record.rule)
+                read |= source
                 break
         else:
             rounds.append([path])
+            rules.append({record.rule})
+            sources.append(source)
     return rounds
 
 
@@ -156,17 +161,15 @@ def reproduce(
 def lay_out(
     folder: Path, results: Path, manifest: Manifest, members: list[str], experiment: Experiment, device: str
 ) -> None:
-    """Make a folder that holds the recorded inputs of some jobs, as links, and the configuration."""
-    writers = written_by(manifest.records)
+    """Make a folder that holds the recorded inputs of some jobs, as links, and the configuration.
+
+    What was written as a folder is linked as one: a folder whose files are links to elsewhere would be refused.
+    """
     read = {name for path in members for name in manifest.records[path].inputs}
-    for name in read:
-        made = {} if name in manifest.records else manifest.records[writers[name]].outputs
-        inside = f"{name.removesuffix(HASHES)}/" if name.endswith(HASHES) else name
-        for each in (name, *(other for other in made if other.startswith(inside))):
-            link = folder / each
-            if not link.is_symlink():
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(place(results, each).resolve())
+    for name in read | {name.removesuffix(HASHES) for name in read}:
+        link = folder / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(place(results, name).resolve())
     config: dict[str, Any] = {**experiment.model_dump(mode="json"), "device": device}
     for kind in ("methods", "attacks"):  # a section that is null would be switched on, with its defaults
         config[kind] = {name: settings for name, settings in config[kind].items() if settings is not None}
