@@ -18,7 +18,7 @@ from resurface.interventions import Adapter, Directions, Prepend, Read, Rewrite,
 from resurface.models import load_model
 from resurface.prompts import LETTERS, chat_messages, plain_prompt, render_chat
 from resurface.scoring.apply import change_model
-from resurface.scoring.language_model import ResurfaceLM, Row, answer_variants
+from resurface.scoring.language_model import Known, ResurfaceLM, Row, answer_variants
 from resurface.scoring.score import (
     TASK_FOLDER,
     build_requests,
@@ -428,7 +428,7 @@ def test_prompts_that_variants_leave_alone_are_read_once(ours, here, tmp_path, m
     read = []
     answer = ours.answer
     monkeypatch.setattr(ours, "answer", lambda rows, *rest: read.append(len(rows)) or answer(rows, *rest))
-    for known in ({}, None):
+    for known in (Known(), None):
         found = answer_variants(ours, {"plain": requests}, variants, lambda line: None, known)
         for (variant, _), values in found.items():
             np.testing.assert_allclose([value for value, _ in values], expected[variant], rtol=0, atol=1e-4)

@@ -12,9 +12,10 @@ model, and replaces how requests are computed:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ from resurface.prompts import chat_messages, render_chat
 from resurface.scoring.apply import Masks, change_model, prompt_changer, record_streams
 
 LogLikelihood = tuple[float, bool]
-Known = dict[tuple[str, Read | None], dict[int, LogLikelihood]]  # by name of a list and place to read, by position
+
+LOGITS = 2**28  # at most so many in memory, 1 GiB, where several places are read at once
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,19 @@ class Row:
     finals: tuple[int, ...]
     requests: tuple[int, ...]
     is_changed: bool
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of lists of requests, by name, apart from any attack: computed once for all folders of variants.
+
+    Attributes:
+        rows: the requests, encoded as they are.
+        answers: by place to read too, what the model as it is has answered, by a request's position.
+    """
+
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    answers: dict[tuple[str, Read | None], dict[int, LogLikelihood]] = field(default_factory=dict)
 
 
 @register_model("resurface")
@@ -178,10 +193,10 @@ class ResurfaceLM(HFLM):
         self._encoded = self._encode_at_once(
             [context.rstrip() for context in contexts.values()] + [context + answer for context, answer in pairs]
         )
-        encoded = []
+        encoded, longest = [], self.max_length + 1
         for position, (request, pair) in enumerate(zip(requests, pairs, strict=True)):
             prompt, answer = self._encode_pair(*pair) if pair[0] else self._encode_without_context(pair[1])
-            tokens = tuple((prompt + answer)[-(self.max_length + 1) :])
+            tokens = tuple((prompt + answer)[-longest:])
             encoded.append(((request.task_name, request.doc_id), tokens[:-1], len(answer) - 1, tokens[-1], position))
         self._encoded = {}
         for ((task, _), tokens, shared), group in groupby(encoded, key=lambda row: row[:3]):
@@ -281,14 +296,19 @@ class ResurfaceLM(HFLM):
         requests = [request for row in batch for request in row.requests]
         rows, positions = torch.tensor(places, device=self.device).T
         numbers_of, tokens = torch.tensor(wanted, device=self.device).T
+        chosen = [
+            hidden[rows, positions] if read is None else final_norm(self.model)(hidden[rows, positions])
+            for read, hidden in streams
+        ]
         logprobs, is_greedy = [], []
-        for read, hidden in streams:
-            chosen = hidden[rows, positions] if read is None else final_norm(self.model)(hidden[rows, positions])
-            found = unembed(self.model, chosen.float(), head).log_softmax(-1)
-            logprobs.append(found[numbers_of, tokens])
-            is_greedy.append(found.argmax(-1)[numbers_of] == tokens)
-        sums = np.add.reduceat(torch.stack(logprobs).cpu().double().numpy(), begins, axis=1)
-        greedy = np.logical_and.reduceat(torch.stack(is_greedy).cpu().numpy(), begins, axis=1)
+        # One product for many places to read: for each alone a device waits for the head's weights.
+        for several in torch.stack(chosen).split(max(1, LOGITS // (len(places) * len(head.get_parameter("weight"))))):
+            with tensor_cores(is_exact=head is not self.model.get_output_embeddings()):
+                logits = unembed(self.model, several.float(), head)
+            logprobs.append(logits[:, numbers_of, tokens] - logits.logsumexp(-1)[:, numbers_of])
+            is_greedy.append(logits.argmax(-1)[:, numbers_of] == tokens)
+        sums = np.add.reduceat(torch.cat(logprobs).cpu().double().numpy(), begins, axis=1)
+        greedy = np.logical_and.reduceat(torch.cat(is_greedy).cpu().numpy(), begins, axis=1)
         pairs = [zip(*of_read, strict=True) for of_read in zip(sums.tolist(), greedy.tolist(), strict=True)]
         return [dict(zip(requests, of_read, strict=True)) for of_read in pairs]
 
@@ -315,6 +335,21 @@ def widen(head: torch.nn.Module) -> torch.nn.Module:
     return head if head.weight.dtype == torch.float32 else deepcopy(head).float()
 
 
+@contextmanager
+def tensor_cores(is_exact: bool) -> Iterator[None]:
+    """Let float32 products on GPUs use TF32 if that is exact: if both factors were widened from bfloat16 or float16.
+
+    TF32 holds such numbers as they are, multiplies them exactly and adds up in float32, several times as fast. Other products of a model,
+    such as those of its rotary angles, must stay outside.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = before or is_exact
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def answer_variants(
     model: ResurfaceLM,
     request_lists: dict[str, list[Instance]],
@@ -332,14 +367,13 @@ def answer_variants(
         request_lists: name (a template) → requests.
         variants: what to apply.
         report: called with a line before each pass.
-        known: what the model as it is has answered to these very lists before; what it answers now goes there too.
+        known: of these very lists; what is found out now goes there too.
 
     Returns:
         (variant's name, name of the list) → one answer per request.
     """
-    known = {} if known is None else known
+    known = known or Known()
     answers: dict[tuple[str, str], list[LogLikelihood]] = {}
-    rows: dict[tuple[str, Prepend | Rewrite | None], list[Row]] = {}
     passes: dict[tuple[str | None, Prepend | Rewrite | None], list[Variant]] = {}
     masks: Masks = {}
     for variant in variants:
@@ -349,12 +383,13 @@ def answer_variants(
         report(f"pass {number} of {len(passes)}: {members[0].variant}{' …' if len(members) > 1 else ''}")
         with change_model(model.model, members[0].model, model.folder, masks):
             for name, requests in request_lists.items():
-                prompt = members[0].prompt
-                if (name, prompt) not in rows:
-                    rows[name, prompt] = model.plan_rows(requests, members[0])
-                planned = rows[name, prompt]
+                planned = known.rows.get(name) if members[0].prompt is None else None
+                if planned is None:
+                    planned = model.plan_rows(requests, members[0])
+                if members[0].prompt is None:
+                    known.rows[name] = planned
                 before = [
-                    known.setdefault((name, variant.read), {}) if members[0].model is None else {}
+                    known.answers.setdefault((name, variant.read), {}) if members[0].model is None else {}
                     for variant in members
                 ]
                 unread = [

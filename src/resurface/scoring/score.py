@@ -245,7 +245,7 @@ def score(
         check_requests(questions, requests[template])
 
     rows: list[dict[str, Any]] = []
-    known: Known = {}
+    known = Known()
     for name, folder in attack_folders:
         model.folder = check_folder(folder)
         variants = [variant for variant in read_variants(folder) if not (name and variant.blind)]
