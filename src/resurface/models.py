@@ -260,8 +260,10 @@ def continue_cache(cache: Cache, rows: torch.Tensor) -> dict[str, Any]:
     past = copy(cache)
     past.layers = [
         copy(layer) for layer in cache.layers
-    ]  # layers put new tensors in the place of old ones, and change none
-    past.batch_select_indices(rows)
+    ]  # they put new tensors in the place of old ones, and change none
+    for layer in past.layers:
+        if layer.get_seq_length():  # an early end leaves some empty
+            layer.batch_select_indices(rows.to(layer.keys.device))  # blocks may be on several GPUs
     return {"past_key_values": past, "use_cache": True}
 
 
