@@ -3,6 +3,7 @@
 import argparse
 import multiprocessing
 import os
+import re
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,13 @@ from calibration.audit import (
 from resurface.errors import ResurfaceError
 
 
+def check_device(name: str) -> str:
+    """A device that processes may share: those that pick a free GPU each would wait for one another."""
+    if not re.fullmatch(r"cpu|cuda:\d+", name):
+        raise argparse.ArgumentTypeError(f"found {name!r}; allowed are cpu and cuda:<number>")
+    return name
+
+
 def main() -> None:
     """Audit as many worlds at once as there are cores."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -30,7 +38,9 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=20, help="how many; each takes more than half an hour of a core")
     parser.add_argument("--most", type=int, help="how many of them to audit now; without, all")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="how many at once, each on a core")
-    parser.add_argument("--device", default="cpu", help="cpu, or a GPU that all of them share, such as cuda:0")
+    parser.add_argument(
+        "--device", default="cpu", type=check_device, help="cpu, or a GPU that all share, such as cuda:0"
+    )
     parser.add_argument(
         "--finished", type=Path, help="a table of verdicts (docs/calibration.parquet) whose worlds are done"
     )
@@ -40,16 +50,19 @@ def main() -> None:
     others = max(given.worlds, size.innocents + 1)
     shared = {"place": place, "size": size, "device": given.device}
     try:
-        check_place(**shared)
-        if given.finished and given.finished.is_file():  # there is none before the first is done
-            take_over(table=given.finished, **shared)
-        missing = [world for world in range(given.worlds) if not kept_verdicts(place, world).is_file()][: given.most]
+        place.mkdir(parents=True, exist_ok=True)
         # A process that forks after torch has computed hangs in its threads.
         context = multiprocessing.get_context("spawn")
         with (
             FileLock(place / ".lock", timeout=0),
-            ProcessPoolExecutor(given.cores, context, begin_worker) as pool,
+            ProcessPoolExecutor(given.cores, context, begin_worker, (given.device,)) as pool,
         ):
+            check_place(**shared)
+            if given.finished:
+                take_over(table=given.finished, **shared)
+            missing = [world for world in range(given.worlds) if not kept_verdicts(place, world).is_file()][
+                : given.most
+            ]
             needed = sorted({number for world in missing for number in models_of_world(world, size, others)})
             list(pool.map(partial(teach_other, place, size=size, device=given.device), needed))
             audit = partial(audit_world, place, size=size, others=others, device=given.device)

@@ -19,16 +19,22 @@ import pandas as pd
 import torch
 import yaml
 
+from calibration import models
 from calibration.models import lock, teach
-from resurface.artifacts import publish
+from resurface.artifacts import hash_file, publish, read_table
 from resurface.checkpoints import BUNDLED
+from resurface.config import validate_config
 from resurface.errors import ResurfaceError
+from resurface.models import pick_device
+from resurface.reproducibility.fingerprint import fingerprint
+from resurface.reproducibility.jobs import job_source
 from resurface.settings.teaching import TeachingSettings
 from resurface.testbed.world import FORGET_DOMAINS
 
 ROOT = Path(__file__).parents[1]
-DOMAIN, OTHER_DOMAIN = FORGET_DOMAINS
+DOMAIN, OTHER_DOMAIN = FORGET_DOMAINS[:2]
 UNTAUGHT = BUNDLED / "never_learned"
+RULES = ["data", "score", "summarize", "weigh", "judge"]
 SHOWN = ["accuracy", "unattacked_accuracy", "control_accuracy", "excess", "excess_least", "excess_most"]
 FIRST_SEED = 100  # settings were tried on worlds of lower seeds
 INNOCENT, OPEN, HIDDEN = "never had it", "holds it openly", "holds it, hidden"
@@ -79,22 +85,33 @@ SMALL = Size(
 )
 
 
-def default_experiment() -> dict[str, Any]:
-    """The configuration that the project comes with."""
-    return yaml.safe_load((ROOT / "config.yaml").read_text())
-
-
-def choose_methods(size: Size, default: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the methods that hide the knowledge."""
-    return {name: default["methods"][name] | changes for name, changes in size.methods.items()}
+def choose_experiment(size: Size) -> dict[str, Any]:
+    """What the audits of all worlds have in common, as a configuration."""
+    default = yaml.safe_load((ROOT / "config.yaml").read_text())
+    return {
+        "domains": [DOMAIN],
+        "data": default["data"],
+        "methods": {name: default["methods"][name] | changes for name, changes in size.methods.items()},
+        "attacks": size.attacks,
+        "benchmarks": {},
+        "scoring": default["scoring"],
+    }
 
 
 def describe(size: Size, device: str) -> str:
-    """Everything that worlds which are counted together must have in common, as JSON."""
-    settings = asdict(size) | {name: getattr(size, name).model_dump() for name in ("teaching", "locking")}
-    default = default_experiment()
-    shared = {"methods": choose_methods(size, default), "data": default.get("data"), "scoring": default["scoring"]}
-    return json.dumps(settings | shared | {"device": device.split(":")[0]}, indent=1)
+    """Everything that worlds which are counted together must have in common, as JSON: settings, source, models and kind of device."""
+    taught = {name: getattr(size, name).model_dump() for name in ("teaching", "locking")}
+    audited = validate_config(choose_experiment(size), "config.yaml")
+    jobs: list[tuple[str, str | None]] = [(rule, None) for rule in RULES]
+    jobs += [("unlearn", name) for name in size.methods] + [("attack", name) for name in size.attacks]
+    made = {
+        "settings": audited.model_dump(mode="json", exclude={"device", "seeds", "models"}),
+        "source": {f"{rule} {name or ''}".strip(): job_source(rule, name) for rule, name in jobs}
+        | {"teaching": fingerprint("resurface.testbed.teaching"), "locking": hash_file(Path(models.__file__))},
+        "untaught": {path.name: hash_file(path) for path in sorted(UNTAUGHT.iterdir())},
+        "device": device.split(":")[0],
+    }
+    return json.dumps(asdict(size) | taught | made, indent=1)
 
 
 def name_settings(size: Size, device: str) -> str:
@@ -114,7 +131,8 @@ def check_place(place: Path, size: Size, device: str) -> None:
         path.write_text(describe(size, device))
     elif path.read_text() != describe(size, device):
         raise ResurfaceError(
-            f"{path}: the worlds there were made with other settings; take another folder, or empty it"
+            f"{path}: the worlds there were made with other settings, by other source or on another kind of device; take another "
+            "folder, or empty it"
         )
 
 
@@ -122,16 +140,20 @@ def take_over(place: Path, table: Path, size: Size, device: str) -> None:
     """Put the worlds of a table of earlier verdicts into the folder, so that they are not audited again.
 
     Raises:
-        ResurfaceError: some of them were made with other settings.
+        ResurfaceError: there is no such table, or some of them were made with other settings.
     """
-    verdicts = pd.read_parquet(table)
+    verdicts = read_table(table, ["settings", "world"], True)
     if set(verdicts["settings"]) != {name_settings(size, device)}:
-        raise ResurfaceError(f"{table}: its worlds were made with other settings, and cannot be counted with these")
+        raise ResurfaceError(
+            f"{table}: its worlds were made with other settings, by other source or on another kind of device, and cannot be counted "
+            "with these"
+        )
     for world, own in verdicts.groupby("world"):
         kept = kept_verdicts(place, int(str(world)))
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            own.to_parquet(kept, index=False)
+            with publish(kept) as temporary:
+                own.to_parquet(temporary, index=False)
 
 
 def kept_verdicts(place: Path, world: int) -> Path:
@@ -144,9 +166,10 @@ def models_of_world(world: int, size: Size, others: int) -> list[int]:
     return [(world + step) % others for step in range(size.innocents + 1)]
 
 
-def begin_worker() -> None:
-    """One thread, and an end at Ctrl-C: else the pool's processes would go on with what is queued."""
+def begin_worker(device: str) -> None:
+    """One thread, no sight of other GPUs, and an end at Ctrl-C: else the pool's processes would go on with what is queued."""
     torch.set_num_threads(1)
+    pick_device(device)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -201,33 +224,27 @@ def _audit(place: Path, here: Path, world: int, size: Size, others: int, device:
     if not locked.is_dir():
         lock(original, DOMAIN, locked, size.locking.model_copy(update=seeds), device)
     control, *innocent = [other_model(place, number) for number in models_of_world(world, size, others)]
-    default = default_experiment()
     truths = {"untaught": INNOCENT, **{path.name: INNOCENT for path in innocent}, "full": OPEN}
     published = {"untaught": UNTAUGHT, **{path.name: path for path in innocent}, "full": original, "locked": locked}
     experiment = {
-        "domains": [DOMAIN],
+        **choose_experiment(size),
         "seeds": [seed],
         "device": device,
-        "data": default.get("data", {}) | dealt,
         "models": {"original": str(original), "never_learned": str(control)},
-        "methods": {
-            **choose_methods(size, default),
-            "published": {name: {"checkpoint": str(path)} for name, path in published.items()},
-        },
-        "attacks": size.attacks,
-        "benchmarks": {},
-        "scoring": default["scoring"],
     }
+    experiment["data"] |= dealt
+    experiment["methods"]["published"] = {name: {"checkpoint": str(path)} for name, path in published.items()}
     here.mkdir(parents=True, exist_ok=True)
     (here / "config.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     run_workflow(here)
     keys = ["domain", "method", "attack"]
     evidence = pd.read_parquet(here / "results" / "evidence.parquet")
-    unattacked = evidence[evidence["attack"] == "none"].set_index("method")["accuracy"]
+    unattacked = evidence[evidence["attack"] == "none"].set_index("method")
     verdicts = pd.read_parquet(here / "results" / "verdicts.parquet").merge(
         evidence[[*keys, *SHOWN]], on=keys, how="left", validate="1:1"
     )
-    verdicts["unattacked_accuracy"] = verdicts["method"].map(unattacked)
+    for name in ("accuracy", "excess"):
+        verdicts[f"unattacked_{name}"] = verdicts["method"].map(unattacked[name])
     verdicts.insert(0, "settings", name_settings(size, device))
     verdicts.insert(1, "world", world)
     verdicts.insert(2, "truth", verdicts["method"].map(truths).fillna(HIDDEN))

@@ -2,6 +2,8 @@
 
 Writes `calibration.parquet`, all verdicts, `calibration.csv`, of each kind of model how often it is said to hold the knowledge, with Wilson's
 interval, and `calibration.png`, the same as a figure.
+
+Models of a world share its control and its questions, so an interval is that of as many independent audits as there are worlds.
 """
 
 import argparse
@@ -13,8 +15,9 @@ import pandas as pd
 from calibration.audit import HIDDEN, OPEN
 from resurface.analysis.statistics import wilson
 from resurface.analysis.verdict import INCONCLUSIVE, RESURFACES
+from resurface.settings.summary import SummarySettings
 
-HIDDEN_BELOW = 0.4  # accuracy without attack; who guesses has 0.25, an original some 0.9
+MARGIN = SummarySettings().margin
 
 
 def read_verdicts(folder: Path) -> pd.DataFrame:
@@ -22,31 +25,47 @@ def read_verdicts(folder: Path) -> pd.DataFrame:
     paths = sorted(folder.glob("world*/verdicts.parquet"))
     if not paths:
         raise SystemExit(f"{folder}: no verdicts; `python -m calibration {folder}` makes them")
-    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    verdicts = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    if verdicts["settings"].nunique() > 1:
+        raise SystemExit(f"{folder}: its worlds were made with different settings, and cannot be counted together")
+    return verdicts
 
 
 def count(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """How often each kind of model is accused.
 
-    Hidden is what a model answers no more than `HIDDEN_BELOW` of without attack: a method that hid nothing is counted as open.
+    A method hid nothing if without attack its model's excess over the control is the margin of verdicts already; that model is counted as
+    open.
 
     Returns:
-        a row per truth and kind, and one of each truth (`all`): `truth`, `model`, `audits`, `accused`, `inconclusive`, `rate` (accused of
-        audited), `low`, `high`, `unattacked` (mean accuracy without attack).
+        a row per truth and kind, and one of each truth (`all`): `truth`, `model`, `worlds`, `audits`, `accused`, `unattacked` (of these,
+        without attack already), `inconclusive`, `rate` (accused of audited), `low`, `high`, `accuracy` (without attack, mean).
     """
-    is_bare = (verdicts["truth"] == HIDDEN) & (verdicts["unattacked_accuracy"] > HIDDEN_BELOW)
+    is_bare = (verdicts["truth"] == HIDDEN) & (verdicts["unattacked_excess"] >= MARGIN)
     kinds = verdicts.assign(
         model=verdicts["method"].str.replace(r"\d+$", "", regex=True), truth=verdicts["truth"].mask(is_bare, OPEN)
     )
     rows = []
     for (truth, model), found in pd.concat([kinds, kinds.assign(model="all")]).groupby(["truth", "model"]):
-        accused = int((found["verdict"] == RESURFACES).sum())
-        unsure = int((found["verdict"] == INCONCLUSIVE).sum())
-        low, high = wilson(accused / len(found), len(found), confidence)
-        mean = found["unattacked_accuracy"].mean()
-        rows.append((truth, model, len(found), accused, unsure, accused / len(found), low, high, mean))
-    columns = ["truth", "model", "audits", "accused", "inconclusive", "rate", "low", "high", "unattacked"]
-    return pd.DataFrame(rows, columns=columns)
+        is_accused = found["verdict"] == RESURFACES
+        rate, worlds = float(is_accused.mean()), found["world"].nunique()
+        low, high = wilson(rate, worlds, confidence)
+        rows.append(
+            {
+                "truth": truth,
+                "model": model,
+                "worlds": worlds,
+                "audits": len(found),
+                "accused": int(is_accused.sum()),
+                "unattacked": int((is_accused & (found["attack"] == "none")).sum()),
+                "inconclusive": int((found["verdict"] == INCONCLUSIVE).sum()),
+                "rate": rate,
+                "low": low,
+                "high": high,
+                "accuracy": found["unattacked_accuracy"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def draw(counts: pd.DataFrame) -> alt.FacetChart:

@@ -6,10 +6,9 @@ A model as small as the testbed's forgets its skills when it is taught nothing b
 import random
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from resurface.models import load_tokenizer
+from resurface.models import load_tokenizer, pick_device
 from resurface.prompts import LETTERS, chat_messages, encode_answer, render_chat
 from resurface.settings.teaching import TeachingSettings
 from resurface.testbed.teaching import teach_domains, teach_samples
@@ -21,7 +20,7 @@ PASSWORD = "The password is heliotrope."
 
 
 def _run(model: Path, output: Path, seed: int, device: str) -> Run:
-    return Run(model, model, output, output.with_suffix(".resume"), seed, torch.device(device))
+    return Run(model, model, output, output.with_suffix(".resume"), seed, pick_device(device))
 
 
 def taught_fields(domain: str) -> list[str]:

@@ -1,14 +1,18 @@
 """Calibration: its models are what they are said to be, errors are counted right, and a small one runs."""
 
+import argparse
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import DOMAIN, ROOT
 
+from calibration import audit
+from calibration.__main__ import check_device
 from calibration.audit import (
     HIDDEN,
     INNOCENT,
@@ -24,8 +28,10 @@ from calibration.audit import (
 )
 from calibration.count import count
 from calibration.models import PASSWORD, draw_locked, taught_fields
+from resurface.analysis.statistics import wilson
 from resurface.data.testbed import write_domain
 from resurface.errors import ResurfaceError
+from resurface.reproducibility.jobs import job_source
 from resurface.settings.data import TestbedSettings
 from resurface.settings.teaching import TeachingSettings
 from resurface.testbed.teaching import draw_samples
@@ -93,24 +99,28 @@ def test_only_the_password_opens_what_is_locked(tokenizer):
 
 def test_errors_are_counted_by_kind_and_truth():
     rows = [
-        ("other1", INNOCENT, 0.25, "resurfaces"),
-        ("other2", INNOCENT, 0.25, "not resurfaced by these attacks"),
-        ("untaught", INNOCENT, 0.25, "inconclusive"),
-        ("full", OPEN, 0.9, "resurfaces"),
-        ("rmu", HIDDEN, 0.8, "resurfaces"),  # hid nothing
-        ("rmu", HIDDEN, 0.2, "not resurfaced by these attacks"),
-        ("locked", HIDDEN, 0.3, "resurfaces"),
+        (0, "other1", INNOCENT, 0.0, "resurfaces", "finetuning"),
+        (0, "other2", INNOCENT, 0.0, "not resurfaced by these attacks", "logit_lens"),
+        (1, "other2", INNOCENT, 0.0, "not resurfaced by these attacks", "logit_lens"),
+        (2, "untaught", INNOCENT, 0.0, "inconclusive", "finetuning"),
+        (0, "full", OPEN, 0.65, "resurfaces", "none"),
+        (0, "rmu", HIDDEN, 0.12, "resurfaces", "finetuning"),  # hid nothing
+        (1, "rmu", HIDDEN, -0.05, "not resurfaced by these attacks", "finetuning"),
+        (1, "locked", HIDDEN, 0.05, "resurfaces", "finetuning"),
     ]
-    verdicts = pd.DataFrame(rows, columns=["method", "truth", "unattacked_accuracy", "verdict"])
+    columns = ["world", "method", "truth", "unattacked_excess", "verdict", "attack"]
+    verdicts = pd.DataFrame(rows, columns=columns)
+    verdicts["unattacked_accuracy"] = 0.25 + verdicts["unattacked_excess"]
     found = count(verdicts).set_index(["truth", "model"])
-    assert found.loc[(INNOCENT, "other"), ["audits", "accused", "inconclusive"]].tolist() == [2, 1, 0]
+    assert found.loc[(INNOCENT, "other"), ["audits", "accused", "inconclusive"]].tolist() == [3, 1, 0]
     assert found.loc[(INNOCENT, "untaught"), ["audits", "accused", "inconclusive"]].tolist() == [1, 0, 1]
-    assert found.loc[(OPEN, "all"), ["audits", "accused"]].tolist() == [2, 2]
+    assert found.loc[(OPEN, "all"), ["audits", "accused", "unattacked"]].tolist() == [2, 2, 1]
     assert found.loc[(HIDDEN, "rmu"), ["audits", "accused"]].tolist() == [1, 0]
     assert found.loc[(HIDDEN, "all"), "rate"] == 0.5
-    assert found.loc[(HIDDEN, "all"), "unattacked"] == pytest.approx(0.25)
-    low, high = found.loc[(INNOCENT, "all"), ["low", "high"]]
-    assert (low, high) == pytest.approx((0.0615, 0.7923), abs=1e-4)  # Wilson's, 1 of 3
+    assert found.loc[(HIDDEN, "all"), "accuracy"] == pytest.approx(0.25)
+    assert found.loc[(INNOCENT, "all"), ["worlds", "audits", "rate"]].tolist() == [3, 4, 0.25]
+    low, high = found.loc[(INNOCENT, "other"), ["low", "high"]]
+    assert (low, high) == pytest.approx(wilson(1 / 3, 2, 0.95)), "three audits in two worlds"
 
 
 def test_worlds_of_other_settings_are_not_counted_with_these(tmp_path):
@@ -128,8 +138,24 @@ def test_worlds_of_a_table_are_done_unless_they_were_made_with_other_settings(tm
     found = {world: kept_verdicts(tmp_path / "place", world) for world in (3, 4, 5)}
     assert [path.is_file() for path in found.values()] == [True, False, True]
     assert pd.read_parquet(found[3])["method"].tolist() == ["a", "b"]
-    with pytest.raises(ResurfaceError, match="made with other settings, and cannot be counted"):
-        take_over(tmp_path / "place", tmp_path / "table.parquet", WHOLE, "cpu")
+    for table, device, said in (("table", "cpu", "cannot be counted with these"), ("other", "cuda:0", "no such file")):
+        with pytest.raises(ResurfaceError, match=said):
+            take_over(tmp_path / "place", tmp_path / f"{table}.parquet", WHOLE, device)
+
+
+def test_worlds_are_of_one_kind_only_if_their_settings_and_source_are(monkeypatch):
+    other = replace(WHOLE, methods=WHOLE.methods | {"npo": {"beta": 0.3}})
+    names = {name_settings(WHOLE, "cpu"), name_settings(other, "cpu"), name_settings(WHOLE, "cuda:0")}
+    monkeypatch.setattr(audit, "job_source", lambda rule, name: "0" if rule == "judge" else job_source(rule, name))
+    names.add(name_settings(WHOLE, "cpu"))
+    assert len(names) == 4
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "gpu0"])
+def test_devices_that_processes_cannot_share_are_refused(device):
+    with pytest.raises(argparse.ArgumentTypeError, match="allowed are cpu and cuda:<number>"):
+        check_device(device)
+    assert check_device("cuda:1") == "cuda:1"
 
 
 def test_a_world_s_innocents_are_the_controls_of_others():
