@@ -899,13 +899,16 @@ def audit_export(
     output: Annotated[Path, typer.Argument(help="The folder to write.")],
     results: ResultsOption = Path("results"),
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Copy the weights of models too.")] = False,
+    sensitive: Annotated[
+        bool, typer.Option("--sensitive", help="Of WMDP's domains, copy text, questions and what attacks left too.")
+    ] = False,
     snakefile: SnakefileOption = Path("Snakefile"),
     follow_links: FollowOption = False,
 ) -> None:
     """Export results as a Workflow Run RO-Crate."""
     from resurface.reproducibility.crate import export_crate
 
-    export_crate(results, output, snakefile, checkpoints, follow_links)
+    export_crate(results, output, snakefile, checkpoints, sensitive, follow_links)
 
 
 def main() -> None:

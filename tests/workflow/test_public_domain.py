@@ -9,6 +9,7 @@ from chat_server import ChatServer, complete, good_question
 from conftest import CHECKPOINTS, make_project, snakemake
 from public_data import write_public_data
 
+from resurface.reproducibility.crate import export_crate
 from resurface.reproducibility.verify import verify
 
 pytestmark = pytest.mark.audit
@@ -57,6 +58,17 @@ def test_a_public_experiment_runs_and_passes_its_audit(tmp_path):
 
     _, findings = verify(results, follow_links=True)
     assert findings == []
+    for name, options in (("open", {}), ("whole", {"with_sensitive": True})):
+        export_crate(results, tmp_path / name, project / "Snakefile", follow_links=True, **options)
+    crate, whole = (
+        {path.relative_to(tmp_path / name).as_posix() for path in (tmp_path / name).rglob("*") if path.is_file()}
+        for name in ("open", "whole")
+    )
+    kept = {path for path in crate if re.match("results/(data/(bio|cyber|sources)|attacks)/", path)}
+    assert all(path.endswith((".hashes.json", ".provenance.json")) for path in kept)
+    assert whole > {"results/data/bio/questions.parquet", "results/data/sources/wmdp_bio.parquet"}
+    assert any(re.match("results/attacks/bio/rmu/seed0/finetuning/.*safetensors", path) for path in whole - crate)
+
     plan = snakemake(project, "--dry-run").stdout
     assert re.search("Nothing to be done", plan)
     texts = [*pd.read_parquet(results / "data/bio/forget_corpus.parquet")["text"]]

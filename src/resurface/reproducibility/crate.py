@@ -1,7 +1,8 @@
 """Export results as a Workflow Run RO-Crate (https://w3id.org/ro/wfrun/workflow/0.5): a folder that describes itself.
 
 Archives read such crates: which workflow was run with which configuration, and of each job what it read and wrote. Weights
-of models are left out unless asked for; the manifest in the crate still names their hashes.
+of models are left out unless asked for, and so is of public domains, which are hazardous, what holds their text or brings the
+knowledge back; the manifest in the crate still names the hashes of all that.
 """
 
 import json
@@ -13,10 +14,11 @@ from rocrate.rocrate import ROCrate
 
 from resurface.artifacts import publish
 from resurface.errors import ResurfaceError
-from resurface.reproducibility.manifest import MANIFEST, ROOT, place
-from resurface.reproducibility.record import Record
+from resurface.reproducibility.manifest import HASHES, MANIFEST, ROOT, place
+from resurface.reproducibility.record import SUFFIX, Record
 from resurface.reproducibility.reproduce import check_workflow
 from resurface.reproducibility.verify import require_verified
+from resurface.settings.sources import PUBLIC_DOMAINS
 
 PROFILES = {
     "https://w3id.org/ro/wfrun/process/0.5": "Process Run Crate",
@@ -25,10 +27,19 @@ PROFILES = {
 }
 CONFIGURATION = "config.json"
 WEIGHTS = (f"{ROOT}/models/", f"{ROOT}/unlearned/", f"{ROOT}/testbed/", f"{ROOT}/taught/")
+SENSITIVE = (
+    f"{ROOT}/data/sources/",
+    *(f"{ROOT}/{kind}/{domain}/" for kind in ("data", "attacks") for domain in PUBLIC_DOMAINS),
+)
 
 
 def export_crate(
-    results: Path, output: Path, snakefile: Path, with_checkpoints: bool = False, follow_links: bool = False
+    results: Path,
+    output: Path,
+    snakefile: Path,
+    with_checkpoints: bool = False,
+    with_sensitive: bool = False,
+    follow_links: bool = False,
 ) -> None:
     """Write a results folder, and the workflow that made it, as a crate.
 
@@ -37,6 +48,7 @@ def export_crate(
         output: the folder to write.
         snakefile: the workflow of this checkout.
         with_checkpoints: whether the weights of models are copied too.
+        with_sensitive: whether, of public domains, corpora, questions and what attacks left are copied too.
         follow_links: see `verify`.
 
     Raises:
@@ -66,7 +78,8 @@ def export_crate(
                     place(results, name), name, properties={"name": name.rsplit("/", 1)[-1], "sha256": found}
                 )
                 for name, found in manifest.files.items()
-                if with_checkpoints or not (name.startswith(WEIGHTS) and name.endswith(".safetensors"))
+                if (with_checkpoints or not (name.startswith(WEIGHTS) and name.endswith(".safetensors")))
+                and (with_sensitive or not name.startswith(SENSITIVE) or name.endswith((HASHES, SUFFIX)))
             }
             files[MANIFEST] = crate.add_file(results / MANIFEST, f"{ROOT}/{MANIFEST}", properties={"name": MANIFEST})
             run = {"name": "The whole experiment", "description": f"Manifest digest {manifest.digest}"}
