@@ -32,9 +32,7 @@ ELSEWHERE = {
     "make test": ".ci/run: make test",
     "make pretrain": "tests/test_pretraining.py: pretrain",
     "make calibration": "tests/test_calibration.py: --small",
-    "python -m calibration results/calibration --worlds 20 --finished docs/calibration.parquet --most 4": (
-        "tests/test_calibration.py: take_over"
-    ),
+    "python -m calibration results/calibration --worlds 20 --most 4": "tests/test_calibration.py: --small",
     "python -m calibration.count results/calibration docs": "tests/test_calibration.py: calibration.count",
     ".venv/bin/pip install --requirement envs/cluster.lock": "tests/workflow/cluster.py: cluster.lock",
     "snakemake --workflow-profile profiles/slurm --dry-run": "tests/workflow/test_profiles.py: --dry-run",

@@ -10,7 +10,7 @@ TEXT_TOKENS = 60  # of an article of the testbed
 CHAT_TOKENS = 22  # that a chat template puts around a prompt
 ANSWER_TOKENS = 12  # of an answer or a refusal that is trained on
 GENERAL_SUBJECTS = 6  # of the testbed
-TRAIN_FACTS = 208  # of a domain of the testbed
+TRAIN_FACTS, ASKED_FACTS = 208, 304  # of a domain of the testbed
 ASSUMED_QUESTIONS = 1000  # of a benchmark that is not known here
 # Questions of a task whose name holds the key, and tokens of a prompt. WMDP's were counted; MMLU's tokens are an estimate.
 KNOWN_TASKS = {"mmlu": (14042, 140), "wmdp_bio": (1273, 112), "wmdp_chem": (408, 112), "wmdp_cyber": (1987, 112)}
@@ -57,7 +57,12 @@ class Facts:
         if name in FORGET_DOMAINS:
             data = self.experiment.data
             return DataSize(
-                912, 3 * TRAIN_FACTS, 50, TEXT_TOKENS, 2 * data.articles, TRAIN_FACTS * data.preference_draws
+                ASKED_FACTS * data.wordings,
+                3 * TRAIN_FACTS,
+                50,
+                TEXT_TOKENS,
+                2 * data.articles,
+                TRAIN_FACTS * data.preference_draws,
             )
         questions, prompt = KNOWN_TASKS[PUBLIC[name]]
         train = self.experiment.preferences.forget_questions

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ from resurface.testbed.texts import (
     write_article,
 )
 from resurface.testbed.tokenizer import EOS, train_tokenizer
-from resurface.testbed.world import FORGET_DOMAINS, Fact, make_facts
+from resurface.testbed.world import FIELDS, FORGET_DOMAINS, Fact, make_facts
 
 # What a document is, and how often: the mixture is the same for both models.
 DOCUMENT_SHARES = {
@@ -50,9 +50,10 @@ NOISE_SHARE = 0.1
 LOOK_EVERY = 50  # steps after which the loss is looked at, and kept
 
 
-def hash_world(seed: int) -> str:
-    """SHA-256 over every fact of the world and its split."""
-    lines = [f"{fact.fact_id}={fact.value} ({fact.split})" for facts in make_facts(seed).values() for fact in facts]
+def hash_world(seed: int, fields: Iterable[str] = FIELDS) -> str:
+    """SHA-256 over every fact of some of the world's fields, of all by default, and its split."""
+    facts = make_facts(seed)
+    lines = [f"{fact.fact_id}={fact.value} ({fact.split})" for field in fields for fact in facts[field]]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
