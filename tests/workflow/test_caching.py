@@ -95,7 +95,7 @@ def test_editing_the_report_schedules_the_report_only(project, path):
 
 def test_editing_a_readme_the_command_line_or_a_test_schedules_nothing(project):
     edit(project / "README.md")
-    edit(project / "src/resurface/cli.py")
+    edit(project / "src/resurface/commands/computing.py")
     edit(project / "tests/conftest.py")
     assert scheduled(project) == set()
 

@@ -46,7 +46,7 @@ def tabulate_costs(records: dict[str, Path]) -> pd.DataFrame:
         records: what a job's command line names as output → the job's record.
 
     Returns:
-        a row per job: `output`, `rule`, `name` (the method that it ran, or the attack that it ran or scored; empty where it is about none),
+        a row per job: `output`, `rule`, `name` (the method that it ran, the attack that it ran or scored, or the table or domain that it read; empty where it is about none),
         `wall_seconds`, `peak_memory` and `peak_device_memory` [bytes], `device`, `threads`, and `versions`, of Python and packages, as
         JSON.
 
