@@ -22,6 +22,7 @@ from calibration.audit import (
     teach_other,
 )
 from resurface.errors import ResurfaceError
+from resurface.models import pick_device
 
 
 def check_device(name: str) -> str:
@@ -47,15 +48,15 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="the bundled models and one attack, to see that it works")
     given = parser.parse_args()
     place, size = given.folder.resolve(), SMALL if given.small else WHOLE
-    others = max(given.worlds, size.innocents + 1)
     shared = {"place": place, "size": size, "device": given.device}
     try:
+        pick_device(given.device)  # its workers see what it sees
         place.mkdir(parents=True, exist_ok=True)
         # A process that forks after torch has computed hangs in its threads.
         context = multiprocessing.get_context("spawn")
         with (
             FileLock(place / ".lock", timeout=0),
-            ProcessPoolExecutor(given.cores, context, begin_worker, (given.device,)) as pool,
+            ProcessPoolExecutor(given.cores, context, begin_worker) as pool,
         ):
             check_place(**shared)
             if given.finished:
@@ -63,9 +64,9 @@ def main() -> None:
             missing = [world for world in range(given.worlds) if not kept_verdicts(place, world).is_file()][
                 : given.most
             ]
-            needed = sorted({number for world in missing for number in models_of_world(world, size, others)})
+            needed = sorted({number for world in missing for number in models_of_world(world, size)})
             list(pool.map(partial(teach_other, place, size=size, device=given.device), needed))
-            audit = partial(audit_world, place, size=size, others=others, device=given.device)
+            audit = partial(audit_world, place, size=size, device=given.device)
             for world, verdicts in zip(missing, pool.map(audit, missing), strict=True):
                 shown = verdicts[["method", "truth", "unattacked_accuracy", "verdict"]].round(2).to_string(index=False)
                 print(f"world {world}", shown, sep="\n", flush=True)

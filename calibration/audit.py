@@ -25,9 +25,8 @@ from resurface.artifacts import hash_file, publish, read_table
 from resurface.checkpoints import BUNDLED
 from resurface.config import validate_config
 from resurface.errors import ResurfaceError
-from resurface.models import pick_device
 from resurface.reproducibility.fingerprint import fingerprint
-from resurface.reproducibility.jobs import job_source
+from resurface.reproducibility.jobs import job_settings, job_source
 from resurface.settings.teaching import TeachingSettings
 from resurface.testbed.world import FORGET_DOMAINS
 
@@ -90,7 +89,7 @@ def choose_experiment(size: Size) -> dict[str, Any]:
     default = yaml.safe_load((ROOT / "config.yaml").read_text())
     return {
         "domains": [DOMAIN],
-        "data": default["data"],
+        "data": {"wordings": 3},
         "methods": {name: default["methods"][name] | changes for name, changes in size.methods.items()},
         "attacks": size.attacks,
         "benchmarks": {},
@@ -100,18 +99,24 @@ def choose_experiment(size: Size) -> dict[str, Any]:
 
 def describe(size: Size, device: str) -> str:
     """Everything that worlds which are counted together must have in common, as JSON: settings, source, models and kind of device."""
-    taught = {name: getattr(size, name).model_dump() for name in ("teaching", "locking")}
-    audited = validate_config(choose_experiment(size), "config.yaml")
+    audited = validate_config(choose_experiment(size), "calibration")
     jobs: list[tuple[str, str | None]] = [(rule, None) for rule in RULES]
-    jobs += [("unlearn", name) for name in size.methods] + [("attack", name) for name in size.attacks]
+    jobs += [("unlearn", name) for name in audited.method_names] + [("attack", name) for name in audited.attack_names]
     made = {
-        "settings": audited.model_dump(mode="json", exclude={"device", "seeds", "models"}),
-        "source": {f"{rule} {name or ''}".strip(): job_source(rule, name) for rule, name in jobs}
-        | {"teaching": fingerprint("resurface.testbed.teaching"), "locking": hash_file(Path(models.__file__))},
+        "teaching": size.teaching.model_dump(),
+        "locking": size.locking.model_dump(),
+        "jobs": {
+            f"{rule} {name or ''}".strip(): [job_settings(audited, rule, name), job_source(rule, name)]
+            for rule, name in jobs
+        },
+        "source": [
+            fingerprint("resurface.testbed.teaching"),
+            *(hash_file(Path(path)) for path in (__file__, models.__file__)),
+        ],
         "untaught": {path.name: hash_file(path) for path in sorted(UNTAUGHT.iterdir())},
         "device": device.split(":")[0],
     }
-    return json.dumps(asdict(size) | taught | made, indent=1)
+    return json.dumps(asdict(size) | made, indent=1)
 
 
 def name_settings(size: Size, device: str) -> str:
@@ -161,15 +166,14 @@ def kept_verdicts(place: Path, world: int) -> Path:
     return place / f"world{world}" / "verdicts.parquet"
 
 
-def models_of_world(world: int, size: Size, others: int) -> list[int]:
+def models_of_world(world: int, size: Size) -> list[int]:
     """The numbers of the models that were taught the other domain: a world's control is that of its number, its innocents the next ones."""
-    return [(world + step) % others for step in range(size.innocents + 1)]
+    return [world + step for step in range(size.innocents + 1)]
 
 
-def begin_worker(device: str) -> None:
-    """One thread, no sight of other GPUs, and an end at Ctrl-C: else the pool's processes would go on with what is queued."""
+def begin_worker() -> None:
+    """One thread, and an end at Ctrl-C: else the pool's processes would go on with what is queued."""
     torch.set_num_threads(1)
-    pick_device(device)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -185,14 +189,13 @@ def teach_other(place: Path, number: int, size: Size, device: str) -> None:
         teach(UNTAUGHT, OTHER_DOMAIN, output, size.teaching.model_copy(update={"seed": number}), device)
 
 
-def audit_world(place: Path, world: int, size: Size, others: int, device: str) -> pd.DataFrame:
+def audit_world(place: Path, world: int, size: Size, device: str) -> pd.DataFrame:
     """Make a world's models and audit them, on one core.
 
     Args:
         place: where all worlds are, and the models that `teach_other` made; `world<number>/verdicts.parquet` there is what remains.
         world: its number; with `FIRST_SEED`, the seed of everything in it.
         size: how thorough.
-        others: how many models there are that were taught the other domain.
         device: where to compute.
 
     Returns:
@@ -204,7 +207,7 @@ def audit_world(place: Path, world: int, size: Size, others: int, device: str) -
     here = place / f"world{world}"
     kept = kept_verdicts(place, world)
     if not kept.is_file():
-        verdicts = _audit(place, here, world, size, others, device)
+        verdicts = _audit(place, here, world, size, device)
         with publish(kept) as temporary:
             verdicts.to_parquet(temporary, index=False)
     for name in ("results", "models", ".snakemake"):
@@ -212,7 +215,7 @@ def audit_world(place: Path, world: int, size: Size, others: int, device: str) -
     return pd.read_parquet(kept)
 
 
-def _audit(place: Path, here: Path, world: int, size: Size, others: int, device: str) -> pd.DataFrame:
+def _audit(place: Path, here: Path, world: int, size: Size, device: str) -> pd.DataFrame:
     """The verdicts of a world."""
     seed = FIRST_SEED + world
     dealt = {"domain_seed": seed} if size.is_dealt_anew else {}
@@ -223,7 +226,7 @@ def _audit(place: Path, here: Path, world: int, size: Size, others: int, device:
     locked = here / "models" / "locked"
     if not locked.is_dir():
         lock(original, DOMAIN, locked, size.locking.model_copy(update=seeds), device)
-    control, *innocent = [other_model(place, number) for number in models_of_world(world, size, others)]
+    control, *innocent = [other_model(place, number) for number in models_of_world(world, size)]
     truths = {"untaught": INNOCENT, **{path.name: INNOCENT for path in innocent}, "full": OPEN}
     published = {"untaught": UNTAUGHT, **{path.name: path for path in innocent}, "full": original, "locked": locked}
     experiment = {

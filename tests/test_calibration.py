@@ -21,6 +21,7 @@ from calibration.audit import (
     SMALL,
     WHOLE,
     check_place,
+    describe,
     kept_verdicts,
     models_of_world,
     name_settings,
@@ -149,6 +150,7 @@ def test_worlds_are_of_one_kind_only_if_their_settings_and_source_are(monkeypatc
     monkeypatch.setattr(audit, "job_source", lambda rule, name: "0" if rule == "judge" else job_source(rule, name))
     names.add(name_settings(WHOLE, "cpu"))
     assert len(names) == 4
+    assert "perplexity" not in describe(WHOLE, "cpu"), "no world's audit reads it"
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "gpu0"])
@@ -159,10 +161,11 @@ def test_devices_that_processes_cannot_share_are_refused(device):
 
 
 def test_a_world_s_innocents_are_the_controls_of_others():
-    worlds = [models_of_world(world, WHOLE, 20) for world in range(20)]
+    worlds = [models_of_world(world, WHOLE) for world in range(20)]
     assert worlds[0] == [0, 1, 2, 3]
-    assert worlds[18] == [18, 19, 0, 1]
-    assert sorted(number for models in worlds for number in models) == sorted(list(range(20)) * 4)
+    assert worlds[19] == [19, 20, 21, 22]
+    controls = [control for control, *_ in worlds]
+    assert sorted(controls) == list(range(20))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from resurface.reproducibility import reproduce as reproducing
 from resurface.reproducibility.compare import compare_scores, explain, list_unshared, read_verified
 from resurface.reproducibility.manifest import compute_digest, place, read_manifest
 from resurface.reproducibility.record import dump_canonical
-from resurface.reproducibility.verify import show_plainly, verify
+from resurface.reproducibility.verify import read_experiment, show_plainly, verify
 
 pytestmark = pytest.mark.audit
 
@@ -45,10 +45,14 @@ def faults(results, **options):
 
 
 def audit(*arguments, cwd):
+    """Run an audit where the environment is not activated, and a profile of another workflow is set."""
+    outside = os.pathsep.join(
+        path for path in os.environ["PATH"].split(os.pathsep) if Path(path) != Path(sys.executable).parent
+    )
     return subprocess.run(
         [sys.executable, "-m", "resurface.cli", "audit", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200", "PATH": outside, "SNAKEMAKE_PROFILE": "nowhere"},
         capture_output=True,
         text=True,
     )
@@ -288,6 +292,25 @@ def test_a_forged_table_does_not_come_out_again(results, finished, tmp_path):
     (outcome,) = reproducing.reproduce(results, [path], 1, 0, tmp_path / "scratch", finished / "Snakefile", 2)
     assert outcome.verdict == "differs"
     assert path in outcome.text
+
+
+def test_what_a_job_reads_as_a_whole_holds_nothing_that_jobs_write(results, finished, tmp_path):
+    """Else it would seem to have come out again, and a job that did run would write into the results that are audited."""
+    options, folder = f"{SCORES}.provenance.json", "results/scores/xenotoxicology/rmu"
+
+    def forge(content):
+        digest = hashlib.sha256(b"{}").hexdigest()
+        content["records"]["results/unlearned/xenotoxicology/rmu/seed0.provenance.json"]["outputs"][
+            f"{folder}.hashes.json"
+        ] = digest
+        content["records"][options]["inputs"][f"{folder}.hashes.json"] = digest
+        content["files"][f"{folder}.hashes.json"] = digest
+
+    (results / "scores/xenotoxicology/rmu.hashes.json").write_text("{}")
+    rewrite_manifest(results, forge)
+    manifest = read_manifest(results)
+    with pytest.raises(ResurfaceError, match="as a whole, and read or write"):
+        reproducing.lay_out(tmp_path / "scratch", results, manifest, [options], read_experiment(manifest), "cpu")
 
 
 def test_a_record_must_be_of_the_job_whose_place_it_has(results, finished, tmp_path):

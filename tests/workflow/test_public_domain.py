@@ -1,6 +1,8 @@
 """Public domains from end to end: made-up data of the public schema, a scripted server that writes questions, published checkpoints."""
 
 import re
+import shutil
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -9,8 +11,11 @@ from chat_server import ChatServer, complete, good_question
 from conftest import CHECKPOINTS, make_project, snakemake
 from public_data import write_public_data
 
+from resurface.errors import ResurfaceError
 from resurface.reproducibility.crate import export_crate
-from resurface.reproducibility.verify import verify
+from resurface.reproducibility.manifest import read_manifest
+from resurface.reproducibility.reproduce import choose_jobs, reproduce
+from resurface.reproducibility.verify import read_experiment, verify
 
 pytestmark = pytest.mark.audit
 
@@ -19,7 +24,7 @@ EXPERIMENT = {
     "methods": {
         "rmu": {"block": 2, "trained_blocks": [0, 1, 2], "max_steps": 2, "batch_size": 2, "length": 64},
         "published": {
-            "both": {"checkpoint": str(CHECKPOINTS / "never_learned"), "tokenizer": str(CHECKPOINTS / "original")},
+            "both": {"checkpoint": "./theirs", "tokenizer": str(CHECKPOINTS / "original")},
             "one": {"checkpoint": str(CHECKPOINTS / "original"), "domains": ["bio"]},
         },
     },
@@ -30,8 +35,9 @@ EXPERIMENT = {
 }
 
 
-def test_a_public_experiment_runs_and_passes_its_audit(tmp_path):
+def test_a_public_experiment_runs_and_passes_its_audit(tmp_path, monkeypatch):
     project = make_project(tmp_path / "resurface")
+    shutil.copytree(CHECKPOINTS / "never_learned", project / "theirs")
     rows = {"wmdp_bio": 60, "wmdp_cyber": 60, "mmlu": 40, "bio_forget": 20, "cyber_forget": 20}
     sources = write_public_data(tmp_path / "public", **rows)
     with ChatServer(lambda article, _: complete([good_question(article, place) for place in range(3)])) as server:
@@ -66,8 +72,22 @@ def test_a_public_experiment_runs_and_passes_its_audit(tmp_path):
     )
     kept = {path for path in crate if re.match("results/(data/(bio|cyber|sources)|attacks)/", path)}
     assert all(path.endswith((".hashes.json", ".provenance.json")) for path in kept)
+    assert "results/report.html" in whole - crate
     assert whole > {"results/data/bio/questions.parquet", "results/data/sources/wmdp_bio.parquet"}
     assert any(re.match("results/attacks/bio/rmu/seed0/finetuning/.*safetensors", path) for path in whole - crate)
+
+    monkeypatch.chdir(project)  # where paths of the configuration begin
+    again = partial(reproduce, results, snakefile=project / "Snakefile", cores=2, follow_links=True)
+    (outcome,) = again(["results/models/both"], 1, 0, tmp_path / "scratch")
+    assert (outcome.verdict, outcome.text) == ("identical", "")
+    manifest = read_manifest(results)
+    experiment = read_experiment(manifest)
+    drawn = choose_jobs(manifest, experiment, [], len(manifest.records), 0)
+    asked = {path for path, record in manifest.records.items() if record.rule == "write_preferences"}
+    assert len(asked) == 2
+    assert set(drawn) == manifest.records.keys() - asked
+    with pytest.raises(ResurfaceError, match="would send it a key"):
+        list(again([sorted(asked)[0].removesuffix(".provenance.json")], 1, 0, tmp_path / "other"))
 
     plan = snakemake(project, "--dry-run").stdout
     assert re.search("Nothing to be done", plan)

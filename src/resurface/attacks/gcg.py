@@ -67,8 +67,8 @@ def attack(target: Target, settings: GCGSettings, part: str) -> None:
     answers = generate_replies(original, tokenizer, texts, settings.target_tokens, len(texts))
     if not all(answers):
         raise ResurfaceError(
-            f"{target.original_folder}: this model answers train question {answers.index('')} of {target.data_folder} with no text, so "
-            "there is nothing to force; leave the attack gcg out"
+            f"{target.original_folder}: this model answers a train question of {target.data_folder} with no text (number "
+            f"{answers.index('')} of those that the model under attack does not know), so there is nothing to force; leave the attack gcg out"
         )
     options = settings.model_dump(exclude={"questions", "target_tokens"})
     skipped = 0 if takes_system(tokenizer) else 1

@@ -17,7 +17,7 @@ from resurface.errors import ResurfaceError
 from resurface.reproducibility.manifest import HASHES, MANIFEST, ROOT, place
 from resurface.reproducibility.record import SUFFIX, Record
 from resurface.reproducibility.reproduce import check_workflow
-from resurface.reproducibility.verify import require_verified
+from resurface.reproducibility.verify import read_experiment, require_verified
 from resurface.settings.sources import PUBLIC_DOMAINS
 
 PROFILES = {
@@ -48,7 +48,7 @@ def export_crate(
         output: the folder to write.
         snakefile: the workflow of this checkout.
         with_checkpoints: whether the weights of models are copied too.
-        with_sensitive: whether, of public domains, corpora, questions and what attacks left are copied too.
+        with_sensitive: whether, of public domains, corpora, questions, what attacks left and the report that shows it are copied too.
         follow_links: see `verify`.
 
     Raises:
@@ -73,13 +73,15 @@ def export_crate(
             configuration.write_text(json.dumps(manifest.experiment, indent=1, sort_keys=True))
             workflow = add_workflow(crate, snakefile)
             settings = crate.add_file(configuration, CONFIGURATION, properties={"name": "Configuration"})
+            is_public = any(name in PUBLIC_DOMAINS for name in read_experiment(manifest).domains)
+            sensitive = (*SENSITIVE, f"{ROOT}/report.html") if is_public else ()
             files = {
                 name: crate.add_file(
                     place(results, name), name, properties={"name": name.rsplit("/", 1)[-1], "sha256": found}
                 )
                 for name, found in manifest.files.items()
                 if (with_checkpoints or not (name.startswith(WEIGHTS) and name.endswith(".safetensors")))
-                and (with_sensitive or not name.startswith(SENSITIVE) or name.endswith((HASHES, SUFFIX)))
+                and (with_sensitive or not name.startswith(sensitive) or name.endswith((HASHES, SUFFIX)))
             }
             files[MANIFEST] = crate.add_file(results / MANIFEST, f"{ROOT}/{MANIFEST}", properties={"name": MANIFEST})
             run = {"name": "The whole experiment", "description": f"Manifest digest {manifest.digest}"}

@@ -1,11 +1,13 @@
 """Reproduce jobs of a results folder: run them again from their recorded inputs, in a scratch folder, and compare.
 
 The commands are the workflow's own, made anew from the configuration in the manifest, which is validated like any other:
-no recorded command is run. On the same device, with the same source and versions, every byte must come out the same; else
+no recorded command is run, and no job that asks a server, because a stranger's configuration would say which one gets the value
+of which environment variable as a key. On the same device, with the same source and versions, every byte must come out the same; else
 tables and tensors are compared within tolerances.
 """
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -33,6 +35,8 @@ PREDICTION_TOLERANCE = 0.01  # share of questions that may be answered otherwise
 NUMBER_TOLERANCE = 0.02  # relative, with the same absolute: other tables
 TENSOR_TOLERANCE = 0.02  # norm of the difference by the norm of the tensor
 
+ASKING_RULES = ("write_preferences",)
+
 Verdict = Literal["identical", "within tolerance", "differs", "failed"]
 
 
@@ -53,20 +57,24 @@ class Outcome:
     text: str = ""
 
 
-def choose_jobs(manifest: Manifest, targets: list[str], sample: int, seed: int) -> list[str]:
+def choose_jobs(manifest: Manifest, experiment: Experiment, targets: list[str], sample: int, seed: int) -> list[str]:
     """The records of the jobs to run again.
 
     Args:
         manifest: of the results.
+        experiment: its configuration.
         targets: outputs, or the folders that hold them; every job that has written one is chosen.
         sample: how many jobs are drawn if there are no targets.
         seed: of the draw.
 
     Raises:
-        ResurfaceError: no job has written a target.
+        ResurfaceError: no job has written a target, or one that asks a server has.
     """
+    asks = ASKING_RULES if experiment.preferences.base_url else ()
+    asking = {path for path, record in manifest.records.items() if record.rule in asks}
     if not targets:
-        return sorted(random.Random(seed).sample(sorted(manifest.records), min(sample, len(manifest.records))))
+        drawn = sorted(manifest.records.keys() - asking)
+        return sorted(random.Random(seed).sample(drawn, min(sample, len(drawn))))
     chosen: set[str] = set()
     for target in targets:
         name = target.rstrip("/")
@@ -79,6 +87,11 @@ def choose_jobs(manifest: Manifest, targets: list[str], sample: int, seed: int) 
         if not found:
             raise ResurfaceError(f"{target}: no recorded job has written this; paths begin with results/")
         chosen |= found
+        if found & asking:
+            raise ResurfaceError(
+                f"{target}: the job that wrote this asked {experiment.preferences.base_url} and would send it a key, buy every reply "
+                "again and get other ones; it is not run again"
+            )
     return sorted(chosen)
 
 
@@ -145,12 +158,13 @@ def reproduce(
         device: where to compute; results made on a GPU can be run again without one, within the tolerances.
 
     Raises:
-        ResurfaceError: the folder does not pass, no job has written a target, or there is no workflow.
+        ResurfaceError: the folder does not pass, a target cannot be made again, or there is no workflow.
     """
     check_workflow(snakefile)
     manifest = require_verified(results, follow_links)
     experiment = read_experiment(manifest)
-    for number, members in enumerate(split_into_rounds(manifest, choose_jobs(manifest, targets, sample, seed))):
+    chosen = choose_jobs(manifest, experiment, targets, sample, seed)
+    for number, members in enumerate(split_into_rounds(manifest, chosen)):
         folder = scratch / f"round{number}"
         lay_out(folder, results, manifest, members, experiment, device)
         output = run_again(folder, manifest, members, snakefile, cores)
@@ -164,17 +178,34 @@ def lay_out(
     """Make a folder that holds the recorded inputs of some jobs, as links, and the configuration.
 
     What was written as a folder is linked as one: a folder whose files are links to elsewhere would be refused.
+
+    Raises:
+        ResurfaceError: something lies in what is linked as a folder.
     """
     read = {name for path in members for name in manifest.records[path].inputs}
-    for name in read | {name.removesuffix(HASHES) for name in read}:
+    linked = read | {name.removesuffix(HASHES) for name in read}
+    written = {name for path in members for name in (path, *manifest.records[path].outputs)}
+    for name in linked:
+        inside = sorted(other for other in linked | written if other.startswith(f"{name}/"))
+        if inside:
+            raise ResurfaceError(
+                f"{results}: records say that jobs read {name} as a whole, and read or write {inside[0]} besides; no rule does both"
+            )
         link = folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(place(results, name).resolve())
     config: dict[str, Any] = {**experiment.model_dump(mode="json"), "device": device}
+    for section in (config["models"], config["sources"], *config["methods"]["published"].values()):
+        section |= {key: _find_path(value) for key, value in section.items() if isinstance(value, str)}
     for kind in ("methods", "attacks"):  # a section that is null would be switched on, with its defaults
         config[kind] = {name: settings for name, settings in config[kind].items() if settings is not None}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def _find_path(source: str) -> str:
+    """Where a model or data come from, if from a path that begins here, from wherever else one looks."""
+    return str(Path(source).resolve()) if "/" in source and Path(source).exists() else source
 
 
 def run_again(folder: Path, manifest: Manifest, members: list[str], snakefile: Path, cores: int) -> str:
@@ -182,19 +213,27 @@ def run_again(folder: Path, manifest: Manifest, members: list[str], snakefile: P
     command = [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(snakefile.resolve()), "--directory", str(folder)),
         *("--configfile", str(folder / "config.json"), "--cores", str(cores), "--keep-going", "--nocolor"),
+        *("--workflow-profile", "none"),
         # Nothing here has a history: with this trigger nothing is made anew but what is missing.
         *("--rerun-triggers", "params"),
         *("--allowed-rules", *sorted({manifest.records[path].rule for path in members})),
         *("--", *members),
     ]
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout
+    (folder / "envs").symlink_to(
+        snakefile.resolve().parent / "envs"
+    )  # commands name accelerate's configuration from there
+    kept = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}
+    environment = {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    ).stdout
 
 
 def compare_job(folder: Path, results: Path, manifest: Manifest, path: str, printed: str) -> Outcome:
     """Compare what a job has written with what is recorded."""
     record = manifest.records[path]
     output = path.removesuffix(SUFFIX)
-    if not (folder / path).is_file():
+    if not (folder / path).is_file() or (folder / path).is_symlink():
         lines = [line for line in printed.splitlines() if "rror" in line]
         return Outcome(output, record.rule, "failed", "; ".join(lines[:2]) or printed[-200:])
     again = read_canonical(folder / path, Record)

@@ -337,17 +337,18 @@ def widen(head: torch.nn.Module) -> torch.nn.Module:
 
 @contextmanager
 def tensor_cores(is_exact: bool) -> Iterator[None]:
-    """Let float32 products on GPUs use TF32 if that is exact: if both factors were widened from bfloat16 or float16.
+    """Let float32 products on GPUs use TF32 if that is exact: if both factors were widened from bfloat16 or float16; else change nothing.
 
     TF32 holds such numbers as they are, multiplies them exactly and adds up in float32, several times as fast. Other products of a model,
     such as those of its rotary angles, must stay outside.
     """
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = before or is_exact
+    before = torch.backends.cuda.matmul.fp32_precision
+    if is_exact:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def answer_variants(
