@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -264,6 +265,21 @@ def test_weights_of_another_shape_are_named(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ResurfaceError, match="no such checkpoint folder"):
         check_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_what_was_taught_takes_its_room_once_unless_it_is_another_s(tmp_path, monkeypatch, is_elsewhere):
+    """A job that is run again reads results through links, and must not share files with them."""
+    place = tmp_path / "theirs" if is_elsewhere else tmp_path / "results" / "taught"
+    shutil.copytree(CHECKPOINTS / "original", place)
+    if is_elsewhere:
+        (tmp_path / "results").mkdir()
+        (tmp_path / "results" / "taught").symlink_to(place)
+    monkeypatch.chdir(tmp_path)
+    take_over(Path("results/taught"), Path("results/models/original"))
+    made = tmp_path / "results" / "models" / "original" / "model.safetensors"
+    assert made.samefile(place / "model.safetensors") == (not is_elsewhere)
+    assert made.read_bytes() == (place / "model.safetensors").read_bytes()
 
 
 def test_a_users_checkpoint_is_linked_not_copied(tmp_path):

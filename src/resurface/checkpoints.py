@@ -59,14 +59,16 @@ def take_over(source: Path, output: Path, tokenizer: Path | None = None) -> None
         raise ResurfaceError(f"found the model {str(source)!r}; bundled are testbed:original and testbed:never_learned")
     folder = BUNDLED / name if bundled else source.absolute()
     check_checkpoint(folder, tokenizer)
-    is_ours = source.parts[0] == "results"  # what the workflow has made stays whole when `results/` is moved
+    # What the workflow has made stays whole when `results/` is moved; what is only linked there is others'.
+    is_ours = source.parts[0] == "results"
+    is_here = folder.resolve().is_relative_to(Path("results").resolve())
     taken = {path.name: path for path in folder.iterdir() if path.is_file() and path.suffix in TAKEN}
     if tokenizer is not None:
         others = {name: path for name, path in taken.items() if name not in TOKENIZER_FILES}
         taken = others | {name: tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()}
     with publish_folder(output) as temporary:
         for name, path in sorted(taken.items()):
-            if bundled:
+            if bundled or (is_ours and not is_here):
                 shutil.copyfile(path, temporary / name)
             elif is_ours:
                 _link_or_copy(path, temporary / name)
