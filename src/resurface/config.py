@@ -289,8 +289,8 @@ class Experiment(Settings):
 
     @property
     def published(self) -> dict[str, PublishedSettings]:
-        """The methods whose checkpoints others have published."""
-        found: dict[str, PublishedSettings] = self.methods.published
+        """The methods whose checkpoints others have published, in the order of their names: a manifest knows no other."""
+        found: dict[str, PublishedSettings] = dict(sorted(self.methods.published.items()))
         return found
 
     @property
@@ -322,9 +322,9 @@ class Experiment(Settings):
         return self.training_gpus if METHODS[method].shares_out(self.settings_of("methods", method)) else 1
 
     def parts_of(self, attack: str) -> list[str]:
-        """The jobs that an attack is split into: keys of a setting, or `all`."""
+        """The jobs that an attack is split into: keys of a setting, sorted, or `all`."""
         setting = ATTACKS[attack].parts
-        return list(getattr(self.settings_of("attacks", attack), setting)) if setting else ["all"]
+        return sorted(getattr(self.settings_of("attacks", attack), setting)) if setting else ["all"]
 
     def is_transferred(self, attack: str) -> bool:
         """Whether what an attack finds on one method's model is also scored on all other models."""

@@ -100,6 +100,21 @@ def test_editing_a_readme_the_command_line_or_a_test_schedules_nothing(project):
     assert scheduled(project) == set()
 
 
+def turn_round(section):
+    """A configuration with the keys of each section in the opposite order."""
+    if not isinstance(section, dict):
+        return section
+    return {key: turn_round(value) for key, value in reversed(section.items())}
+
+
+def test_the_order_of_names_changes_nothing(project):
+    """A manifest keeps none, and jobs that are run again are made from it."""
+    config = yaml.safe_load((project / "config.yaml").read_text())
+    assert list(config["attacks"]["finetuning"]["datasets"]) == ["forget", "retain"]
+    (project / "config.yaml").write_text(yaml.safe_dump(turn_round(config), sort_keys=False))
+    assert scheduled(project) == set()
+
+
 def test_a_new_domain_leaves_the_first_alone(project):
     set_config(project, "domains", value=["xenotoxicology", "runecraft"])
     plan = snakemake(project, "--dry-run", "--quiet", "host").stdout

@@ -138,7 +138,10 @@ def domain_tables(wildcards):
 def benchmarks(wildcards):
     """Benchmark → harness tasks: the domain's own questions, then the general ones."""
     return json.dumps(
-        {wildcards.domain: domain_tasks(wildcards.domain), **experiment.benchmarks}
+        {
+            wildcards.domain: domain_tasks(wildcards.domain),
+            **dict(sorted(experiment.benchmarks.items())),
+        }
     )
 
 
