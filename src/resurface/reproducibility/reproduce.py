@@ -219,9 +219,8 @@ def run_again(folder: Path, manifest: Manifest, members: list[str], snakefile: P
         *("--allowed-rules", *sorted({manifest.records[path].rule for path in members})),
         *("--", *members),
     ]
-    (folder / "envs").symlink_to(
-        snakefile.resolve().parent / "envs"
-    )  # commands name accelerate's configuration from there
+    # Commands name accelerate's configuration from the workflow's folder.
+    (folder / "envs").symlink_to(snakefile.resolve().parent / "envs")
     kept = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}
     environment = {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.run(
