@@ -6,11 +6,8 @@ it as published checkpoints, so rules, tests and margin are those of a real audi
 
 import hashlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from resurface.config import validate_config
 from resurface.errors import ResurfaceError
 from resurface.reproducibility.fingerprint import fingerprint
 from resurface.reproducibility.jobs import job_settings, job_source
+from resurface.reproducibility.reproduce import run_snakemake
 from resurface.settings.teaching import TeachingSettings
 from resurface.testbed.world import FORGET_DOMAINS
 
@@ -260,16 +258,8 @@ def run_workflow(here: Path) -> None:
     Raises:
         ResurfaceError: it failed.
     """
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(here)]
     # A lock that a kill left would end every later run; `python -m calibration` holds one of its own.
-    command += ["--configfile", str(here / "config.yaml"), "--cores", "1", "--nolock", "--", "results/verdicts.parquet"]
-    found = subprocess.run(
-        command,
-        cwd=here,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    arguments = ["--nolock", "--rerun-incomplete", "--show-failed-logs", "--", "results/verdicts.parquet"]
+    found = run_snakemake(ROOT / "Snakefile", here, here / "config.yaml", 1, arguments)
     if found.returncode:
         raise ResurfaceError(f"{here}: the workflow failed\n{found.stdout[-3000:]}")

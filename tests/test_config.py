@@ -302,6 +302,26 @@ def test_the_published_schema_is_current():
     assert published == Experiment.model_json_schema(), "run `make schema`"
 
 
+NAMED = {
+    "benchmarks": {"general": ["testbed_general"], "arithmetic": ["arithmetic_1dc"], "wide": ["mmlu"]},
+    "methods.published": {name: {"checkpoint": "org/model@1234567"} for name in ("theirs", "another", "rmu_7b")},
+    "attacks.finetuning.datasets": {"retain": [5], "forget": [20], "text": [5]},
+    "attacks.orthogonalization.block_sets": {"late": [3], "early": [0, 1], "middle": [2]},
+    "attacks.pruning.datasets": {name: {"forget": "corpus", "utility": "text"} for name in ("words", "facts")},
+    "attacks.enhanced_gcg.searches": {"low": [0], "high": [3], "both": [0, 3]},
+    "attacks.enhanced_gcg.start_from": {"npo": "rmu", "dpo": "rmu", "never_learned": "npo"},
+}
+
+
+@pytest.mark.parametrize("path", NAMED)
+@given(draw=st.data())
+def test_the_order_of_names_is_not_part_of_an_experiment(path, draw):
+    """A manifest keeps none, and commands are made again from it."""
+    names = draw.draw(st.permutations(list(NAMED[path])))
+    experiment = validate_config(changed(path, {name: NAMED[path][name] for name in names}), "config.yaml")
+    assert repr(experiment) == repr(validate_config(changed(path, NAMED[path]), "config.yaml"))
+
+
 def test_settings_are_sorted_json():
     line = dump_settings(validate_config(CONFIG, "config.yaml").settings_of("methods", "npo"))
     assert list(json.loads(line)) == sorted(json.loads(line))

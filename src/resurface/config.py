@@ -21,7 +21,7 @@ from resurface.artifacts import read_json
 from resurface.checkpoints import BUNDLED
 from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
-from resurface.settings.base import DistinctList, PositiveInt, Seed, Settings
+from resurface.settings.base import DistinctList, Named, PositiveInt, Seed, Settings
 from resurface.settings.data import TestbedSettings
 from resurface.settings.preferences import PreferenceSettings
 from resurface.settings.published import PublishedSettings
@@ -94,7 +94,7 @@ class Models(Settings):
 class Published(Settings):
     """Methods that somebody else has run: their checkpoints."""
 
-    published: dict[Name, PublishedSettings] = Field(
+    published: Named[Name, PublishedSettings] = Field(
         {}, description="name → a published checkpoint, which is attacked and reported on as a method of this name"
     )
 
@@ -129,7 +129,7 @@ class Experiment(Settings):
         description="GPUs over which a model's blocks are spread wherever it is not shared out so: scoring, attacks, RMU, LoRA",
     )
     models: Models = Models()
-    benchmarks: dict[Name, DistinctList[Task]] = Field(
+    benchmarks: Named[Name, DistinctList[Task]] = Field(
         {"general": ["testbed_general"]},
         description="name → tasks or groups of lm-evaluation-harness that measure general ability; each domain's own "
         "questions are a benchmark of the domain's name",
@@ -289,8 +289,8 @@ class Experiment(Settings):
 
     @property
     def published(self) -> dict[str, PublishedSettings]:
-        """The methods whose checkpoints others have published, in the order of their names: a manifest knows no other."""
-        found: dict[str, PublishedSettings] = dict(sorted(self.methods.published.items()))
+        """The methods whose checkpoints others have published."""
+        found: dict[str, PublishedSettings] = self.methods.published
         return found
 
     @property
@@ -322,9 +322,9 @@ class Experiment(Settings):
         return self.training_gpus if METHODS[method].shares_out(self.settings_of("methods", method)) else 1
 
     def parts_of(self, attack: str) -> list[str]:
-        """The jobs that an attack is split into: keys of a setting, sorted, or `all`."""
+        """The jobs that an attack is split into: keys of a setting, or `all`."""
         setting = ATTACKS[attack].parts
-        return sorted(getattr(self.settings_of("attacks", attack), setting)) if setting else ["all"]
+        return list(getattr(self.settings_of("attacks", attack), setting)) if setting else ["all"]
 
     def is_transferred(self, attack: str) -> bool:
         """Whether what an attack finds on one method's model is also scored on all other models."""

@@ -140,7 +140,7 @@ def benchmarks(wildcards):
     return json.dumps(
         {
             wildcards.domain: domain_tasks(wildcards.domain),
-            **dict(sorted(experiment.benchmarks.items())),
+            **experiment.benchmarks,
         }
     )
 

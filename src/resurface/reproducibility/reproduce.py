@@ -210,22 +210,42 @@ def _find_path(source: str) -> str:
 
 def run_again(folder: Path, manifest: Manifest, members: list[str], snakefile: Path, cores: int) -> str:
     """Let Snakemake run some jobs in a folder, and no others; what it printed."""
-    command = [
-        *(sys.executable, "-m", "snakemake", "--snakefile", str(snakefile.resolve()), "--directory", str(folder)),
-        *("--configfile", str(folder / "config.json"), "--cores", str(cores), "--keep-going", "--nocolor"),
-        *("--workflow-profile", "none"),
-        # Nothing here has a history: with this trigger nothing is made anew but what is missing.
-        *("--rerun-triggers", "params"),
-        *("--allowed-rules", *sorted({manifest.records[path].rule for path in members})),
-        *("--", *members),
-    ]
+    # Nothing here has a history: with this trigger nothing is made anew but what is missing.
+    arguments = ["--keep-going", "--rerun-triggers", "params"]
+    arguments += ["--allowed-rules", *sorted({manifest.records[path].rule for path in members})]
+    return run_snakemake(snakefile, folder, folder / "config.json", cores, [*arguments, "--", *members]).stdout
+
+
+def run_snakemake(
+    snakefile: Path, folder: Path, config: Path, cores: int, arguments: list[str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a workflow in a folder of its own, with this Python's Snakemake and programs, here: no profile sends jobs elsewhere.
+
+    Args:
+        snakefile: the workflow.
+        folder: where to work.
+        config: the experiment.
+        cores: CPU cores to use.
+        arguments: further ones of Snakemake, with what is to be made.
+
+    Returns:
+        how it ended, with all that it printed as `stdout`.
+    """
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile.resolve()), "--directory", str(folder)]
+    command += ["--configfile", str(config), "--cores", str(cores), "--nocolor", "--workflow-profile", "none"]
     # Commands name accelerate's configuration from the workflow's folder.
-    (folder / "envs").symlink_to(snakefile.resolve().parent / "envs")
+    environments = folder / "envs"
+    if not environments.exists():
+        environments.symlink_to(snakefile.resolve().parent / "envs")
     kept = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}
-    environment = {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    ).stdout
+        [*command, *arguments],
+        env={**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
 
 
 def compare_job(folder: Path, results: Path, manifest: Manifest, path: str, printed: str) -> Outcome:

@@ -5,6 +5,8 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Item = TypeVar("Item")
+Key = TypeVar("Key", bound=str)
+Value = TypeVar("Value")
 
 
 class Settings(BaseModel):
@@ -19,6 +21,11 @@ def refuse_repeats(values: list[Item]) -> list[Item]:
     if len(written) != len(values):
         raise ValueError(f"found {values}; each may be named once")
     return values
+
+
+def sort_names(values: dict[Key, Value]) -> dict[Key, Value]:
+    """The mapping in the order of its names: a manifest knows no other, and commands made from one must be those of the configuration."""
+    return dict(sorted(values.items()))
 
 
 # What libraries count with: 31 bits, and 32 for seeds. A larger number would end as an overflow in the middle of a job.
@@ -40,3 +47,5 @@ DistinctOrEmptyList = Annotated[
 DistinctList = Annotated[
     list[Item], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(refuse_repeats)
 ]
+# A mapping whose names are the user's.
+Named = Annotated[dict[Key, Value], AfterValidator(sort_names)]

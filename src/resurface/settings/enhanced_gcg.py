@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from resurface.settings.base import Block, Count, DistinctList, PositiveInt, Settings, Share, Slug
+from resurface.settings.base import Block, Count, DistinctList, Named, PositiveInt, Settings, Share, Slug
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -12,7 +12,7 @@ Weight = Annotated[float, Field(ge=0)]
 class EnhancedGCGSettings(Settings):
     """What a prefix is searched for, and how."""
 
-    searches: dict[Slug, DistinctList[Block]] = Field(
+    searches: Named[Slug, DistinctList[Block]] = Field(
         {"5to7": [5, 6, 7], "18": [18]},
         min_length=1,
         description="name → blocks whose outputs are matched with the original's; each is a search and a job of its own",
@@ -23,7 +23,7 @@ class EnhancedGCGSettings(Settings):
     start_prefix: str | None = Field(
         None, min_length=1, description="the text of an earlier prefix to start from instead"
     )
-    start_from: dict[Slug, Slug] = Field(
+    start_from: Named[Slug, Slug] = Field(
         {},
         description="method, or never_learned → the method whose prefix, found by the search of the same name, its search starts from",
     )

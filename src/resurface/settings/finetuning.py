@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from resurface.settings.base import DistinctList, PositiveFloat, PositiveInt, Settings, Share
+from resurface.settings.base import DistinctList, Named, PositiveFloat, PositiveInt, Settings, Share
 
 FinetuningData = Literal["forget", "retain", "text"]
 
@@ -12,7 +12,7 @@ FinetuningData = Literal["forget", "retain", "text"]
 class FinetuningSettings(Settings):
     """LoRA finetuning on a few samples."""
 
-    datasets: dict[FinetuningData, DistinctList[PositiveInt]] = Field(
+    datasets: Named[FinetuningData, DistinctList[PositiveInt]] = Field(
         {
             "forget": [5, 10, 50, 100, 500, 1000],
             "retain": [5, 10, 50, 100, 500, 1000],

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from resurface.settings.base import Block, Count, DistinctList, PositiveFloat, PositiveInt, Settings, Slug
+from resurface.settings.base import Block, Count, DistinctList, Named, PositiveFloat, PositiveInt, Settings, Slug
 
 Reference = Literal["original", "benign", "text", "principal"]
 
@@ -29,7 +29,7 @@ class OrthogonalizationSettings(Settings):
         description="what the unlearned model's activations on forget questions are compared with: the original's on the same "
         "questions; its own on benign questions; its own on plain text; the first principal component of both models'",
     )
-    block_sets: dict[BlockSetName, DistinctList[Block]] = Field(
+    block_sets: Named[BlockSetName, DistinctList[Block]] = Field(
         {"0": [0], "7": [7], "15": [15], "23": [23], "31": [31], "5to7": [5, 6, 7]},
         description="name → blocks whose own direction is removed from their outputs; `all` is added by itself",
     )

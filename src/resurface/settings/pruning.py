@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from resurface.settings.base import DistinctList, PositiveInt, Settings, Slug
+from resurface.settings.base import DistinctList, Named, PositiveInt, Settings, Slug
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 MOST_PERCENTS = 15  # what four bits of a mask count (`attacks.pruning.write_masks`)
@@ -26,7 +26,7 @@ class PruningData(Settings):
 class PruningSettings(Settings):
     """Which weights to remove: those that matter for the forget data and do not matter for the utility data."""
 
-    datasets: dict[Slug, PruningData] = Field(
+    datasets: Named[Slug, PruningData] = Field(
         {
             "corpora": PruningData(forget="corpus", utility="text"),
             "answers": PruningData(forget="answers", utility="questions"),
