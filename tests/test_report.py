@@ -193,6 +193,8 @@ def make_evidence() -> pd.DataFrame:
         "excess_p_adjusted": 1e-9,
     }
     known |= {
+        "recovery_ci_low": 0.05,
+        "recovery_ci_high": 0.27,
         "control_accuracy": 0.35,
         "excess_p_value": 1e-10,
         "excess_min": 0.4,
@@ -298,8 +300,8 @@ def test_accessible_tables(page: str) -> None:
 def test_sentences(page: str) -> None:
     assert (
         "<strong>NPO</strong>: 14 % without attack, 44 % under finetuning (forget-n20, plain): "
-        "recovery 16 % [14–24], excess over control 11 points [11–11]." in page
-    )
+        "recovery 16 % [5–27], excess over control 11 points [35–55]." in page
+    ), "intervals are the evidence's, which count seeds"
 
 
 def test_best_on_test_and_seeds_in_small_print(page: str) -> None:

@@ -73,6 +73,38 @@ def test_numbers_by_hand():
     assert row["gain_p_adjusted"] == pytest.approx(row["gain_p_value"]), "one attack has a gain"
 
 
+def test_recovery_of_one_seed_is_that_of_the_summary():
+    """Which resamples questions instead of counting facts."""
+    shares = {("original", "none"): 0.9, ("never_learned", "none"): 0.3, ("npo", "none"): 0.35, ("npo", "tuning"): 0.7}
+    scores = tables_of(shares)
+    row = weigh(scores)[0].loc["npo", "tuning"]
+    summary = summarize(scores, SETTINGS).set_index(["method", "attack", "split"])
+    expected = summary.loc["npo", "tuning", "test"]
+    for column in ("recovery", "recovery_ci_low", "recovery_ci_high"):
+        assert row[column] == pytest.approx(expected[column])
+    assert row["recovery_min"] == row["recovery_max"] == row["recovery"]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1])
+def test_the_interval_of_recovery_covers_at_its_rate_over_seeds(spread):
+    """Seeds that differ make it wider: as wide as it is for one seed, it would cover the truth half of the time."""
+    generator = np.random.default_rng(0)
+    covered, runs, summary = 0, 200, None
+    for _ in range(runs):
+        tables = [answers("original", "none", guess(generator, 0.9), seed=None)]
+        tables += [answers("never_learned", "none", guess(generator, 0.25), seed=None)]
+        for seed in range(4):
+            share = 0.6 + spread * generator.standard_normal()
+            tables += [answers("npo", "none", [False] * 2 * FACTS, seed=seed)]
+            tables += [answers("npo", "tuning", guess(generator, np.clip(share, 0, 1)), seed=seed)]
+        scores = pd.concat([table.assign(split=split) for table in tables for split in ("validation", "test")])
+        if summary is None:  # what it selects is the same in all runs: there is one variant
+            summary = summarize(scores, SETTINGS)
+        row = gather_evidence(scores, summary, SETTINGS).set_index("attack").loc["tuning"]
+        covered += row["recovery_ci_low"] <= (0.6 - 0.25) / (0.9 - 0.25) <= row["recovery_ci_high"]
+    assert 0.9 <= covered / runs <= 0.995
+
+
 @pytest.mark.parametrize(
     ("attacked", "taught", "expected"),
     [
@@ -197,7 +229,7 @@ def test_an_attack_that_the_control_did_not_go_through_leaves_it_open():
 def test_a_summary_of_other_scores_is_refused():
     scores = tables_of({**REFERENCES, ("npo", "none"): 0.25})
     summary = summarize(scores, SETTINGS)
-    with pytest.raises(ResurfaceError, match="npo, 0, none, only, plain: the summary selects it"):
+    with pytest.raises(ResurfaceError, match="npo, 0, none, none, plain: the summary selects it"):
         gather_evidence(scores[scores["method"] != "npo"], summary, SETTINGS)
 
 

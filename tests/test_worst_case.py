@@ -11,7 +11,7 @@ from resurface.settings.summary import SummarySettings
 DOMAIN = "runes"
 
 
-def answers(method, attack, correct, seed=0, variant="only", split="test", wordings=2):
+def answers(method, attack, correct, seed=0, variant=None, split="test", wordings=2):
     """Score rows of one model: `correct[question]`, questions of a fact next to each other."""
     return pd.DataFrame(
         {
@@ -19,7 +19,7 @@ def answers(method, attack, correct, seed=0, variant="only", split="test", wordi
             "method": method,
             "seed": seed,
             "attack": attack,
-            "variant": variant,
+            "variant": variant or ("none" if attack == "none" else "only"),
             "template": "plain",
             "benchmark": DOMAIN,
             "split": split,

@@ -184,7 +184,8 @@ def _domain_section(tables: Tables, domain: str, place: int) -> dict[str, Any]:
     """What the template needs for one domain."""
     refusals, findings, worst_case = tables.refusals, tables.findings, tables.worst_case
     summary = tables.summary[tables.summary["domain"] == domain]
-    cells = cells_by_name(main_cells(summary, domain))
+    evidence = tables.evidence[tables.evidence["domain"] == domain]
+    cells = cells_by_name(_count_seeds(main_cells(summary, domain), evidence))
     models = models_of(summary, domain)
     attacks = attacks_of(summary)
     abilities = _ability_texts(summary, domain, cells)
@@ -200,7 +201,7 @@ def _domain_section(tables: Tables, domain: str, place: int) -> dict[str, Any]:
         "name": domain,
         "anchor": f"domain-{place}",
         "verdicts": _verdict_cards(tables.verdicts[tables.verdicts["domain"] == domain]),
-        "evidence": _evidence_rows(tables.evidence[tables.evidence["domain"] == domain]),
+        "evidence": _evidence_rows(evidence),
         "sentences": _sentences(summary, domain, cells),
         "attacks": [display_name(attack) for attack in attacks],
         "rows": [
@@ -228,6 +229,15 @@ def _domain_section(tables: Tables, domain: str, place: int) -> dict[str, Any]:
         "refusals_counted": refusals is not None,
         "answers": _answers(tables, domain, attacks),
     }
+
+
+def _count_seeds(cells: pd.DataFrame, evidence: pd.DataFrame) -> pd.DataFrame:
+    """The cells of the main table with the evidence's intervals: of several seeds they know what so few of them leave open."""
+    keys = ["method", "attack"]
+    ends = [f"{measure}_ci_{end}" for measure in ("recovery", "excess") for end in ("low", "high")]
+    counted = cells.set_index(keys)
+    counted.update(evidence.set_index(keys)[ends])
+    return counted.reset_index()
 
 
 def _cost_section(costs: pd.DataFrame) -> dict[str, Any]:

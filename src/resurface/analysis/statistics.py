@@ -90,12 +90,7 @@ class Uncertainty:
 def resample_mean(
     differences: np.ndarray, sizes: np.ndarray, resamples: int, generator: np.random.Generator
 ) -> Uncertainty:
-    """The uncertainty of a mean difference per question, by a bootstrap over facts.
-
-    Facts are drawn with replacement, the answers of all seeds together. Where there are several seeds, the variance of their mean is added:
-    that between seeds, less what answers that vary from seed to seed explain (the interaction of a two-way analysis of
-    variance). So few seeds tell little of it, so the whole has a t distribution, with Satterthwaite's degrees of freedom
-    (Satterthwaite 1946). To draw seeds with replacement too would count the interaction three times (Owen 2007, arXiv 0712.1111).
+    """The uncertainty of a mean difference per question, by a bootstrap over facts: they are drawn with replacement, all seeds' answers together.
 
     Args:
         differences: of each seed and fact, summed over the fact's questions `[seeds, facts]`.
@@ -103,11 +98,30 @@ def resample_mean(
         resamples: how many to draw.
         generator: the source of randomness.
     """
+    weights = draw_weights(len(sizes), resamples, generator)
+    return add_seeds(weights @ differences.mean(0) / (weights @ sizes), differences, sizes, generator)
+
+
+def add_seeds(
+    resampled: np.ndarray, differences: np.ndarray, sizes: np.ndarray, generator: np.random.Generator
+) -> Uncertainty:
+    """The uncertainty of a mean over seeds: what a bootstrap over facts shows, and what so few seeds leave open.
+
+    Where there are several seeds, the variance of their mean is added: that between seeds, less what answers that vary from seed to seed
+    explain (the interaction of a two-way analysis of variance). So few seeds tell little of it, so the whole has a t distribution, with
+    Satterthwaite's degrees of freedom (Satterthwaite 1946). To draw seeds with replacement too would count the interaction three times
+    (Owen 2007, arXiv 0712.1111).
+
+    Args:
+        resampled: the mean over seeds in each resample of facts `[resamples]`.
+        differences: what each seed and fact adds to it, summed over the fact's questions `[seeds, facts]`.
+        sizes: questions of each fact `[facts]`.
+        generator: the source of randomness.
+    """
     seeds, facts = differences.shape
     of_seeds = differences.sum(1) / sizes.sum()
-    mean = of_seeds.mean()
-    weights = draw_weights(facts, resamples, generator)
-    moved = weights @ differences.mean(0) / (weights @ sizes) - mean
+    mean, resamples = of_seeds.mean(), len(resampled)
+    moved = resampled - mean
     by_facts = float(moved.std())
     if seeds == 1:
         return Uncertainty(mean + moved, by_facts, 0.0, facts)

@@ -155,6 +155,7 @@ EVIDENCE_KINDS = {
     "chance": SHARE,
     "control_accuracy": SHARE_OR_NONE,
     "unattacked_accuracy": SHARE_OR_NONE,
+    **{f"recovery{part}": NUMBER_OR_NONE for part in ("", "_ci_low", "_ci_high", "_min", "_max")},
     **{
         f"{measure}{part}": SHARE_OR_NONE if "_p_" in part else NUMBER_OR_NONE
         for measure in MEASURES

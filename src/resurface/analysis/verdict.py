@@ -6,7 +6,7 @@ and template are those that validation questions select. Several seeds of unlear
     excess = accuracy of the attacked model − that of the control under the same attack, variant and template
     gain   = accuracy of the attacked model − its own without attack
 
-Both are means over seeds. Each has an interval (a bootstrap over facts, and what so few seeds leave open), an exact sign test over facts of
+Both are means over seeds, as is the recovery that stands beside them (`summary`), which decides nothing. Each of the two has an interval (a bootstrap over facts, and what so few seeds leave open), an exact sign test over facts of
 the mean over seeds, adjusted for the number of attacks by Holm's method, and `…_least` and `…_most`, the ends of an interval that holds
 for all attacks of the model at once (Bonferroni). From these, with a margin that the configuration sets:
 
@@ -29,7 +29,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resurface.analysis.statistics import detectable, holm, needed_facts, resample_mean, sign_test
+from resurface.analysis.statistics import (
+    add_seeds,
+    detectable,
+    draw_weights,
+    holm,
+    needed_facts,
+    resample_mean,
+    sign_test,
+)
 from resurface.analysis.tables import EVIDENCE_KINDS, MEASURES, REFERENCES, VERDICT_KINDS
 from resurface.errors import ResurfaceError
 from resurface.settings.summary import SummarySettings
@@ -141,7 +149,7 @@ def _weigh_attack(
         if len(others) == len(own):
             row[f"{name}_accuracy"] = float(np.mean(others) * len(asked.sizes) / total)
             row |= _compare(np.array(own) - np.array(others), asked.sizes, measure, settings)
-    return row
+    return row | _recover(asked, method, choices["seed"].astype(int).tolist(), np.array(own), settings)
 
 
 def _find(asked: Asked, *key: Any) -> np.ndarray:
@@ -162,8 +170,7 @@ def _compare(differences: np.ndarray, sizes: np.ndarray, measure: str, settings:
     """Size, interval, resamples and test of a difference `[seeds, facts]`."""
     uncertainty = resample_mean(differences, sizes, settings.resamples, np.random.default_rng(settings.seed))
     by_seed = differences.sum(1) / sizes.sum()
-    tails = [50 * (1 - settings.confidence), 50 * (1 + settings.confidence)]
-    low, high = np.percentile(uncertainty.resampled.clip(-1, 1), tails)
+    low, high = np.percentile(uncertainty.resampled.clip(-1, 1), _tails(settings))
     facts = differences.mean(0)
     points_the_same_way = np.sign(facts).sum() * by_seed.mean() > 0  # else it tells of another difference than the mean
     return {
@@ -175,6 +182,65 @@ def _compare(differences: np.ndarray, sizes: np.ndarray, measure: str, settings:
         f"{measure}_p_value": sign_test(facts) if points_the_same_way else 1.0,
         f"{measure}_uncertainty": uncertainty,
     }
+
+
+def _recover(
+    asked: Asked, method: str, seeds: list[int], own: np.ndarray, settings: SummarySettings
+) -> dict[str, float]:
+    """Recovery, the mean over seeds, its interval and range; nothing where the original knows no more than a seed's floor.
+
+    A ratio moves with its floor and its top too: facts are drawn anew for all of them together. What a fact adds to it, for the spread
+    between seeds, is its share in the ratio's first derivative.
+
+    Args:
+        asked: all answers.
+        method: the unlearned model.
+        seeds: in the order of `own`.
+        own: right answers under attack `[seeds, facts]`.
+        settings: confidence, resamples and seed.
+    """
+    generator = np.random.default_rng(settings.seed)
+    weights, sizes = draw_weights(len(asked.sizes), settings.resamples, generator), asked.sizes
+
+    def unattacked(name: str, seed: int | None) -> list[np.ndarray]:
+        found = (asked.right.get((name, seed, "none", "none", template)) for template in ("plain", "chat"))
+        return [right for right in found if right is not None]
+
+    control = unattacked(CONTROL, None) or [asked.chance * sizes]
+    tops = unattacked("original", None)
+    values, resampled, added = [], [], []
+    for seed, right in zip(seeds, own, strict=True):
+        floors = [*unattacked(method, seed), *control]
+        if not tops:
+            return {}
+        floor, top = (max(rights, key=np.sum) for rights in (floors, tops))
+        if top.sum() <= floor.sum():
+            return {}
+        value = (right - floor).sum() / (top - floor).sum()
+        drawn = weights @ right
+        drawn_floor, drawn_top = (np.max([weights @ one for one in rights], axis=0) for rights in (floors, tops))
+        gap = drawn_top - drawn_floor
+        values.append(float(value))
+        resampled.append(np.where(gap > 0, (drawn - drawn_floor) / np.where(gap > 0, gap, 1), np.nan))
+        added.append(value * sizes + ((right - floor) - value * (top - floor)) * sizes.sum() / (top - floor).sum())
+    means = np.mean(resampled, axis=0)
+    known = means[np.isfinite(means)]
+    if not len(known):
+        return {}
+    uncertainty = add_seeds(known, np.array(added), sizes, generator)
+    low, high = np.percentile(uncertainty.resampled, _tails(settings))
+    return {
+        "recovery": float(np.mean(values)),
+        "recovery_ci_low": float(low),
+        "recovery_ci_high": float(high),
+        "recovery_min": min(values),
+        "recovery_max": max(values),
+    }
+
+
+def _tails(settings: SummarySettings) -> list[float]:
+    """The percentiles at which an interval ends."""
+    return [50 * (1 - settings.confidence), 50 * (1 + settings.confidence)]
 
 
 def _adjust(rows: list[dict[str, Any]], measure: str, settings: SummarySettings) -> None:
