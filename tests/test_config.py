@@ -9,7 +9,15 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resurface.config import LOCAL_TASKS, PUBLIC_TASKS, Experiment, dump_settings, local_tasks, validate_config
+from resurface.config import (
+    LOCAL_TASKS,
+    PUBLIC_TASKS,
+    TRANSFERABLE,
+    Experiment,
+    dump_settings,
+    local_tasks,
+    validate_config,
+)
 from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
 
@@ -270,7 +278,9 @@ def test_what_is_found_on_a_model_transfers(thresholds):
     chosen = {"every": [7], "text_thresholds": thresholds, "prompt_thresholds": thresholds}
     experiment = validate_config(changed("attacks.perturbation", chosen), "config.yaml")
     expected = {"gcg", "enhanced_gcg"} | ({"perturbation"} if thresholds else set())
-    assert {name for name in experiment.attack_names if experiment.is_transferred(name)} == expected
+    assert {name for name in experiment.attack_names if experiment.is_transferred(name)} == {"enhanced_gcg"}
+    everything = experiment.model_copy(update={"transfers": list(TRANSFERABLE)})
+    assert {name for name in experiment.attack_names if everything.is_transferred(name)} == expected
 
 
 def test_tasks_of_the_testbed_are_known_and_others_are_left_to_the_harness():

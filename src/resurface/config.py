@@ -21,7 +21,7 @@ from resurface.artifacts import read_json
 from resurface.checkpoints import BUNDLED
 from resurface.errors import ResurfaceError
 from resurface.registry import ATTACKS, METHODS
-from resurface.settings.base import DistinctList, Named, PositiveInt, Seed, Settings
+from resurface.settings.base import DistinctList, DistinctOrEmptyList, Named, PositiveInt, Seed, Settings
 from resurface.settings.data import TestbedSettings
 from resurface.settings.preferences import PreferenceSettings
 from resurface.settings.published import PublishedSettings
@@ -39,6 +39,7 @@ LOCAL_TASKS = Path(__file__).parent / "testbed" / "tasks"
 PUBLIC_TASKS = Path(__file__).parent / "data" / "tasks"
 LOCAL_PREFIXES = ("testbed_", "resurface_")
 TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
+TRANSFERABLE = tuple(name for name, entry in ATTACKS.items() if entry.transfers)
 MOST_FAULTS = 20  # lines of an error message
 MOST_LETTERS = 100  # of a key in it
 MOST_BYTES = 100_000  # of a configuration on a command line; Linux ends an argument at 131,072
@@ -136,6 +137,11 @@ class Experiment(Settings):
     )
     methods: MethodSettings = Field(description="unlearning methods and their settings")  # type: ignore[valid-type]
     attacks: AttackSettings = Field(description="attacks and their settings")  # type: ignore[valid-type]
+    transfers: DistinctOrEmptyList[Literal[TRANSFERABLE]] = Field(  # type: ignore[valid-type]
+        list(TRANSFERABLE),
+        description="attacks of which what they find on one method's model is also scored on all other models: with many methods most of "
+        "the scores",
+    )
     data: TestbedSettings = TestbedSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
     preferences: PreferenceSettings = PreferenceSettings()
@@ -329,7 +335,7 @@ class Experiment(Settings):
     def is_transferred(self, attack: str) -> bool:
         """Whether what an attack finds on one method's model is also scored on all other models."""
         setting = ATTACKS[attack].transfers
-        return bool(setting and getattr(self.settings_of("attacks", attack), setting))
+        return bool(setting and getattr(self.settings_of("attacks", attack), setting) and attack in self.transfers)
 
 
 def _show_seed(seed: int | None) -> str:

@@ -18,13 +18,15 @@ SEEDS = [0, 1, 2]
 
 
 def make_experiment(folder):
-    """The default experiment over three seeds, with more questions; finetuning and orthogonalization cut to one variant, ten random prefixes.
+    """The default experiment over three seeds, with more questions; finetuning and orthogonalization cut to one variant, ten random
+    prefixes, and all that is found scored on all models.
 
     With three wordings instead of two the control's gains are known to 0.08; the default experiment waits for fewer minutes.
     """
     project = make_project(folder)
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["seeds"] = SEEDS
+    del config["transfers"]
     config["data"] |= {"wordings": 3, "general_questions": 30}
     config["attacks"]["finetuning"]["datasets"] = {"forget": [20]}
     config["attacks"]["orthogonalization"] |= {"references": ["original"], "block_sets": {"0to2": [0, 1, 2]}}
