@@ -39,7 +39,7 @@ def count(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
     Returns:
         a row per truth and kind, and one of each truth (`all`): `truth`, `model`, `worlds`, `audits`, `accused`, `unattacked` (of these,
-        without attack already), `inconclusive`, `rate` (accused of audited), `low`, `high`, `accuracy` (without attack, mean).
+        those that rest on no attack), `inconclusive`, `rate` (accused of audited), `low`, `high`, `accuracy` (without attack, mean).
     """
     is_bare = (verdicts["truth"] == HIDDEN) & (verdicts["unattacked_excess"] >= MARGIN)
     kinds = verdicts.assign(
