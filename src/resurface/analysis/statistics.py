@@ -20,6 +20,11 @@ def wilson(p: float, n: float, confidence: float) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
+def find_tails(confidence: float) -> list[float]:
+    """The percentiles of resamples at which an interval ends."""
+    return [50 * (1 - confidence), 50 * (1 + confidence)]
+
+
 def mcnemar(more: int, less: int) -> float:
     """Two-sided p value of McNemar's exact test: are these two numbers of disagreements equally likely?"""
     return float(binomtest(more, more + less).pvalue) if more + less else 1.0

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resurface.analysis.statistics import draw_weights, holm, sign_test, wilson
+from resurface.analysis.statistics import draw_weights, find_tails, holm, sign_test, wilson
 from resurface.analysis.tables import SCORE_KINDS, check_scores, read_results
 from resurface.settings.summary import SummarySettings
 
@@ -101,7 +101,7 @@ def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
     for (_, _, _), table in scores.groupby(["domain", "benchmark", "split"], sort=False):
         answers.update(_resample(table, settings))
 
-    tails = [50 * (1 - settings.confidence), 50 * (1 + settings.confidence)]
+    tails = find_tails(settings.confidence)
     rows = []
     for key, own in answers.items():
         domain, method, seed, attack, _, _, benchmark, split = key

@@ -6,9 +6,10 @@ and template are those that validation questions select. Several seeds of unlear
     excess = accuracy of the attacked model − that of the control under the same attack, variant and template
     gain   = accuracy of the attacked model − its own without attack
 
-Both are means over seeds, as is the recovery that stands beside them (`summary`), which decides nothing. Each of the two has an interval (a bootstrap over facts, and what so few seeds leave open), an exact sign test over facts of
-the mean over seeds, adjusted for the number of attacks by Holm's method, and `…_least` and `…_most`, the ends of an interval that holds
-for all attacks of the model at once (Bonferroni). From these, with a margin that the configuration sets:
+Both are means over seeds, as is the recovery that stands beside them (`summary`), which decides nothing. Each of the two has an interval
+(a bootstrap over facts, and what so few seeds leave open), an exact sign test over facts of the mean over seeds, adjusted for the number
+of attacks by Holm's method, and `…_least` and `…_most`, the ends of an interval that holds for all attacks of the model at once
+(Bonferroni). From these, with a margin that the configuration sets:
 
     resurfaces      some attack has an excess of at least the margin, its adjusted p value is below 1 − confidence, and `excess_least`
                     is above 0
@@ -33,6 +34,7 @@ from resurface.analysis.statistics import (
     add_seeds,
     detectable,
     draw_weights,
+    find_tails,
     holm,
     needed_facts,
     resample_mean,
@@ -170,7 +172,7 @@ def _compare(differences: np.ndarray, sizes: np.ndarray, measure: str, settings:
     """Size, interval, resamples and test of a difference `[seeds, facts]`."""
     uncertainty = resample_mean(differences, sizes, settings.resamples, np.random.default_rng(settings.seed))
     by_seed = differences.sum(1) / sizes.sum()
-    low, high = np.percentile(uncertainty.resampled.clip(-1, 1), _tails(settings))
+    low, high = np.percentile(uncertainty.resampled.clip(-1, 1), find_tails(settings.confidence))
     facts = differences.mean(0)
     points_the_same_way = np.sign(facts).sum() * by_seed.mean() > 0  # else it tells of another difference than the mean
     return {
@@ -199,8 +201,7 @@ def _recover(
         own: right answers under attack `[seeds, facts]`.
         settings: confidence, resamples and seed.
     """
-    generator = np.random.default_rng(settings.seed)
-    weights, sizes = draw_weights(len(asked.sizes), settings.resamples, generator), asked.sizes
+    sizes = asked.sizes
 
     def unattacked(name: str, seed: int | None) -> list[np.ndarray]:
         found = (asked.right.get((name, seed, "none", "none", template)) for template in ("plain", "chat"))
@@ -208,17 +209,19 @@ def _recover(
 
     control = unattacked(CONTROL, None) or [asked.chance * sizes]
     tops = unattacked("original", None)
+    if not tops:
+        return {}
+    generator = np.random.default_rng(settings.seed)
+    weights = draw_weights(len(sizes), settings.resamples, generator)
+    top, drawn_top = max(tops, key=np.sum), np.max([weights @ one for one in tops], axis=0)
     values, resampled, added = [], [], []
     for seed, right in zip(seeds, own, strict=True):
         floors = [*unattacked(method, seed), *control]
-        if not tops:
-            return {}
-        floor, top = (max(rights, key=np.sum) for rights in (floors, tops))
+        floor = max(floors, key=np.sum)
         if top.sum() <= floor.sum():
             return {}
         value = (right - floor).sum() / (top - floor).sum()
-        drawn = weights @ right
-        drawn_floor, drawn_top = (np.max([weights @ one for one in rights], axis=0) for rights in (floors, tops))
+        drawn, drawn_floor = weights @ right, np.max([weights @ one for one in floors], axis=0)
         gap = drawn_top - drawn_floor
         values.append(float(value))
         resampled.append(np.where(gap > 0, (drawn - drawn_floor) / np.where(gap > 0, gap, 1), np.nan))
@@ -228,7 +231,7 @@ def _recover(
     if not len(known):
         return {}
     uncertainty = add_seeds(known, np.array(added), sizes, generator)
-    low, high = np.percentile(uncertainty.resampled, _tails(settings))
+    low, high = np.percentile(uncertainty.resampled, find_tails(settings.confidence))
     return {
         "recovery": float(np.mean(values)),
         "recovery_ci_low": float(low),
@@ -236,11 +239,6 @@ def _recover(
         "recovery_min": min(values),
         "recovery_max": max(values),
     }
-
-
-def _tails(settings: SummarySettings) -> list[float]:
-    """The percentiles at which an interval ends."""
-    return [50 * (1 - settings.confidence), 50 * (1 + settings.confidence)]
 
 
 def _adjust(rows: list[dict[str, Any]], measure: str, settings: SummarySettings) -> None:

@@ -21,7 +21,7 @@ taught, and then this number flatters every other model too.
 import numpy as np
 import pandas as pd
 
-from resurface.analysis.statistics import draw_weights
+from resurface.analysis.statistics import draw_weights, find_tails
 from resurface.errors import ResurfaceError
 from resurface.settings.summary import SummarySettings
 
@@ -104,6 +104,5 @@ def _excess(own: pd.DataFrame, control: pd.DataFrame, settings: SummarySettings)
     gains = (own[shared].any(axis=1).astype(float) - control[shared].any(axis=1).astype(float)).to_numpy()
     generator = np.random.default_rng(settings.seed)
     weights = draw_weights(len(gains), settings.resamples, generator)
-    tails = [50 * (1 - settings.confidence), 50 * (1 + settings.confidence)]
-    low, high = np.percentile(weights @ gains / len(gains), tails)
+    low, high = np.percentile(weights @ gains / len(gains), find_tails(settings.confidence))
     return {"excess": float(gains.mean()), "excess_ci_low": float(low), "excess_ci_high": float(high)}
