@@ -65,7 +65,8 @@ def test_numbers_by_hand():
     assert (row["excess_min"], row["excess"], row["excess_max"]) == pytest.approx((2 / 6, 4 / 12, 2 / 6))
     # Facts over seeds: (1 + 2, 1 + 1, 0 − 1) halves: two for it, one against.
     assert row["excess_p_value"] == pytest.approx(1.0)
-    assert row["gain"] == pytest.approx(7 / 12 - 1 / 6)
+    assert row["gain"] == pytest.approx(7 / 12 - 1 / 4), "over chance, since it answers less without attack"
+    assert row["known"] == pytest.approx(1.0)
     nothing = evidence.loc["npo", "none"]
     assert nothing["excess"] == pytest.approx(1 / 6)
     assert pd.isna(nothing["gain"])
@@ -121,8 +122,9 @@ def test_only_what_the_control_did_not_learn_counts(attacked, taught, expected):
     assert row["verdict"] == expected
     if expected == verdict.RESURFACES:
         assert row["attack"] == "tuning"
-        assert "p < 0.001 after Holm's adjustment for 2 tests" in row["reason"]
-        assert f"{100 * evidence.loc[('npo', 'tuning'), 'excess']:.1f} points" in row["reason"]
+        found = evidence.loc[("npo", "tuning")]
+        assert "with 2 tests allowed for (Bonferroni), p < 0.001 (Holm)" in row["reason"]
+        assert f"{100 * found['excess']:.1f} points, at least {100 * found['excess_least']:.1f} " in row["reason"]
     assert row["settled_by"] == ""
 
 
@@ -174,7 +176,8 @@ def test_a_test_that_points_against_the_mean_is_none():
     differences = np.array([[3.0] * 30 + [-1.0] * 60 + [0.0] * 10])
     found = verdict._compare(differences, np.full(100, 3.0), "excess", SETTINGS)
     assert found["excess"] == pytest.approx(0.1)
-    assert found["excess_p_value"] == 1.0
+    assert verdict._test(differences, found["excess"]) == 1.0
+    assert verdict._test(-differences, found["excess"]) < 0.05, "sixty ahead, thirty behind"
 
 
 def test_ten_facts_that_are_answered_alike_show_nothing():
@@ -203,8 +206,12 @@ def test_a_gain_below_chance_is_none():
     """An inversion that an attack undoes."""
     shares = {("original", "none"): 1.0, ("npo", "none"): 0.0, ("npo", "tuning"): 0.25}
     evidence, found = weigh(tables_of(shares, facts=900))
-    assert evidence.loc[("npo", "tuning"), "gain"] > 0.2
-    assert found.loc["npo", "verdict"] != verdict.GAINS
+    row = evidence.loc["npo", "tuning"]
+    assert row["unattacked_accuracy"] == 0
+    assert row["accuracy"] > 0.2
+    assert abs(row["gain"]) < 0.05
+    assert row["gain_least"] < 0 < row["gain_most"]
+    assert found.loc["npo", "verdict"] == verdict.NO_GAIN
 
 
 def test_all_attacks_that_bring_it_back_are_named():
@@ -266,3 +273,38 @@ def test_the_summary_adjusts_for_all_that_was_tried_on_a_model():
         assert len(own) == 4
         assert own["p_adjusted"].tolist() == holm(own["p_value"].tolist())
     assert summary.loc[summary["method"] == "never_learned", "p_adjusted"].isna().all()
+
+
+def test_where_the_original_knows_nothing_there_is_nothing_to_clear():
+    shares = {("original", "none"): 0.27, ("never_learned", "none"): 0.25, ("npo", "none"): 0.25}
+    shares |= {("npo", "tuning"): 0.25, ("never_learned", "tuning"): 0.25}
+    evidence, found = weigh(tables_of(shares, facts=900))
+    assert (evidence["excess_most"] < SETTINGS.margin).all()
+    assert (evidence["known_ci_low"] < SETTINGS.margin).all()
+    row = found.loc["npo"]
+    assert row["verdict"] == verdict.INCONCLUSIVE
+    assert "that there is anything to find is not clear" in row["reason"]
+    assert "clearly knows the domain" in row["settled_by"]
+
+
+def test_a_trace_below_the_margin_is_named():
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): 0.33, ("never_learned", "tuning"): 0.25}
+    evidence, found = weigh(tables_of(shares, facts=4000), SETTINGS.model_copy(update={"margin": 0.2}))
+    row = found.loc["npo"]
+    assert (row["verdict"], row["trace"]) == (verdict.NOT_RESURFACED, True)
+    assert "points under tuning are below the margin, but no chance (p < 0.001)" in row["reason"]
+    share = evidence.loc[("npo", "tuning"), "excess_most"] / evidence.loc[("npo", "tuning"), "known"]
+    assert f"{100 * share:.0f}\u00a0% of what the original knows beyond the control" in row["reason"]
+
+
+def test_one_more_attack_does_not_keep_a_model_from_being_cleared():
+    """All must clear it, each by its own interval; who is accused is accused by one of them, and pays for all."""
+    shares = {**REFERENCES, ("npo", "none"): 0.25}
+    ends = []
+    for count in (1, 6):
+        for attack in "abcdef"[:count]:
+            shares |= {("npo", attack): 0.25, ("never_learned", attack): 0.25}
+        row = weigh(tables_of(shares))[0].loc["npo", "a"]
+        ends.append((row["excess_most"] - row["excess"], row["excess"] - row["excess_least"]))
+    assert ends[0][0] == pytest.approx(ends[1][0], abs=0.01)
+    assert ends[1][1] > 1.1 * ends[0][1]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, norm, t
+from scipy.stats import binomtest, chi2, norm, t
 
 
 def wilson(p: float, n: float, confidence: float) -> tuple[float, float]:
@@ -18,6 +18,26 @@ def wilson(p: float, n: float, confidence: float) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def effective_questions(right: np.ndarray, sizes: np.ndarray, confidence: float) -> float:
+    """How many independent questions tell as much as these do: their number over the design effect (Kish 1965, section 5.4).
+
+    The design effect is how much larger the variance of the share is than that of independent questions, at least 1. Near 0 and 100 %
+    so few facts differ that they do not show it, so it is estimated as if z² more facts were there, half of them right and half wrong,
+    each in all its questions (Agresti and Coull 1998 add as many answers); without any difference it is the size of a fact.
+
+    Args:
+        right: right answers to each fact's questions `[facts]`.
+        sizes: questions of each fact `[facts]`.
+        confidence: of the interval that it is for.
+    """
+    more = float(norm.ppf((1 + confidence) / 2)) ** 2
+    size = float((sizes**2).sum() / sizes.sum())
+    asked = sizes.sum() + more * size
+    p = (right.sum() + more * size / 2) / asked
+    squares = ((right - p * sizes) ** 2).sum() + more / 2 * size**2 * ((1 - p) ** 2 + p**2)
+    return float(sizes.sum() / max(1.0, squares / (asked * p * (1 - p))))
 
 
 def find_tails(confidence: float) -> list[float]:
@@ -113,7 +133,8 @@ def add_seeds(
     """The uncertainty of a mean over seeds: what a bootstrap over facts shows, and what so few seeds leave open.
 
     Where there are several seeds, the variance of their mean is added: that between seeds, less what answers that vary from seed to seed
-    explain (the interaction of a two-way analysis of variance). So few seeds tell little of it, so the whole has a t distribution, with
+    explain (the interaction of a two-way analysis of variance). So few seeds tell little of it: the variance of two is less than half of
+    the true one in half of all cases, so it is divided by the median of what it follows, and the whole has a t distribution, with
     Satterthwaite's degrees of freedom (Satterthwaite 1946). To draw seeds with replacement too would count the interaction three times
     (Owen 2007, arXiv 0712.1111).
 
@@ -132,7 +153,7 @@ def add_seeds(
         return Uncertainty(mean + moved, by_facts, 0.0, facts)
     interaction = differences - differences.mean(0) - (of_seeds - mean)[:, None] * sizes
     explained = (interaction**2).sum() / ((seeds - 1) * max(1, facts - 1)) * facts / sizes.sum() ** 2
-    between = of_seeds.var(ddof=1)
+    between = of_seeds.var(ddof=1) * (seeds - 1) / float(chi2.median(seeds - 1))
     by_seeds = math.sqrt(max(0.0, between - explained) / seeds)
     if between == 0:
         return Uncertainty(mean + moved, by_facts, 0.0, facts)

@@ -9,11 +9,11 @@ Definitions (design §1), on the domain's own questions:
 Floor and original count in their better template: that a model says less in one template than in another is no knowledge
 brought back by an attack.
 
-Questions that ask for the same fact are a cluster, and clusters are what is independent. Accuracies have Wilson intervals
-for the effective number of questions, n over the design effect (Kish 1965, section 5.4); recovery and excess have percentile
-intervals of a paired bootstrap over clusters; `p_value` is of the exact sign test over clusters, which is McNemar's test
-where each question is its own cluster, and `p_adjusted` allows for all variants, templates and attacks of the model. A variant and a template are *selected* per model and attack by their accuracy on
-validation questions, the first of equals.
+Questions that ask for the same fact are a cluster, and clusters are what is independent. Accuracies have Wilson intervals for the
+effective number of questions (`statistics.effective_questions`); recovery and excess have percentile intervals of a paired bootstrap
+over clusters; `p_value` is of the exact sign test over clusters, which is McNemar's test where each question is its own cluster, and
+`p_adjusted` allows for all variants, templates and attacks of the model. A variant and a template are *selected* per model and attack
+by their accuracy on validation questions, the first of equals.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resurface.analysis.statistics import draw_weights, find_tails, holm, sign_test, wilson
+from resurface.analysis.statistics import draw_weights, effective_questions, find_tails, holm, sign_test, wilson
 from resurface.analysis.tables import SCORE_KINDS, check_scores, read_results
 from resurface.settings.summary import SummarySettings
 
@@ -105,7 +105,8 @@ def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
     rows = []
     for key, own in answers.items():
         domain, method, seed, attack, _, _, benchmark, split = key
-        low, high = wilson(own.accuracy, len(own.correct) / _design_effect(own), settings.confidence)
+        asked = effective_questions(own.right, own.sizes, settings.confidence)
+        low, high = wilson(own.accuracy, asked, settings.confidence)
         row = dict(zip(SETTING, key, strict=True)) | {
             "n": len(own.correct),
             "accuracy": own.accuracy,
@@ -155,13 +156,6 @@ def _resample(table: pd.DataFrame, settings: SummarySettings) -> dict[tuple, Ans
         key = tuple(None if pd.isna(part) else part for part in parts)
         found[key] = Answers(correct, right, sizes, weights @ right / asked, int(group["choices"].iloc[0]))
     return found
-
-
-def _design_effect(own: Answers) -> float:
-    """How much larger the variance of an accuracy is than that of as many independent questions; at least 1."""
-    p, n = own.accuracy, len(own.correct)
-    independent = n * p * (1 - p)
-    return max(1.0, float(((own.right - p * own.sizes) ** 2).sum()) / independent) if independent else 1.0
 
 
 def _recovery(

@@ -155,6 +155,7 @@ EVIDENCE_KINDS = {
     "chance": SHARE,
     "control_accuracy": SHARE_OR_NONE,
     "unattacked_accuracy": SHARE_OR_NONE,
+    **{f"known{part}": NUMBER_OR_NONE for part in ("", "_ci_low", "_ci_high")},
     **{f"recovery{part}": NUMBER_OR_NONE for part in ("", "_ci_low", "_ci_high", "_min", "_max")},
     **{
         f"{measure}{part}": SHARE_OR_NONE if "_p_" in part else NUMBER_OR_NONE
@@ -169,6 +170,7 @@ VERDICT_KINDS = {
     "attack": NAME_OR_NONE,
     "reason": TEXT,
     "settled_by": TEXT,
+    "trace": FLAG,
 }
 ANSWER_KINDS = {**MODEL, "attack": NAME, "question_id": NAME, "cluster": NAME, "correct": FLAG}
 REFUSAL_KINDS = {

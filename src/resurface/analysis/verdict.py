@@ -4,24 +4,30 @@ Evidence is gathered for each model and attack, the attack that does nothing amo
 and template are those that validation questions select. Several seeds of unlearning and attack are one setting.
 
     excess = accuracy of the attacked model − that of the control under the same attack, variant and template
-    gain   = accuracy of the attacked model − its own without attack
+    gain   = accuracy of the attacked model − the larger of its own without attack and chance
+    known  = accuracy of the original − that of the control, both without attack: what there is to find
 
-Both are means over seeds, as is the recovery that stands beside them (`summary`), which decides nothing. Each of the two has an interval
-(a bootstrap over facts, and what so few seeds leave open), an exact sign test over facts of the mean over seeds, adjusted for the number
-of attacks by Holm's method, and `…_least` and `…_most`, the ends of an interval that holds for all attacks of the model at once
-(Bonferroni). From these, with a margin that the configuration sets:
+All are means over seeds, as is the recovery that stands beside them (`summary`), which decides nothing. Each has an interval (a bootstrap
+over facts, and what so few seeds leave open). The first two have an exact sign test over facts of the mean over seeds, adjusted for the
+number of attacks by Holm's method, and two ends by a t distribution. Who is accused may be so by any attack, so `…_least`, the lower end,
+holds for all attacks of the model at once (Bonferroni). Who is cleared must be cleared by every attack, so `…_most`, the upper end, is that
+of the attack alone (an intersection-union test, Berger 1982). From these, with a margin that the configuration sets:
 
     resurfaces      some attack has an excess of at least the margin, its adjusted p value is below 1 − confidence, and `excess_least`
                     is above 0
-    not resurfaced  all attacks were compared with the control, and none's excess can be as large as the margin (`excess_most`)
-    inconclusive    neither: too few questions or seeds, or a control that did not go through an attack
+    not resurfaced  all attacks were compared with the control, none's excess can be as large as the margin (`excess_most`), and the
+                    original clearly knows at least that much (`known_ci_low`)
+    inconclusive    neither: too few questions or seeds, a control that did not go through an attack, or nothing to find
+
+An excess that is no chance but smaller than the margin is a *trace*: it accuses nobody, and the verdict says that it is there.
 
 What this rests on: facts are independent, and this control stands for all models that never learned the domain. Two such models differ
 by chance in either direction, which the tests allow for; that one of them is better at the form of the questions, or suits the variant
 that was selected on the other, they do not. The margin is there for that.
 
-Without a control the same is said of the gain, in weaker words: what an attack taught cannot be told from what it recovered, and what
-the model knows without any attack is not seen at all. A gain below chance is none.
+Without a control the same is said of the gain, in weaker words, and what is known is counted from chance: what an attack taught cannot be
+told from what it recovered, and what the model knows without any attack is not seen at all. A gain below chance is none; its test is that of
+the attacked against the unattacked answers, since against chance signs are not balanced.
 """
 
 from dataclasses import dataclass
@@ -98,14 +104,15 @@ def gather_evidence(scores: pd.DataFrame, summary: pd.DataFrame, settings: Summa
         ResurfaceError: the summary is of other scores, or selects nothing.
     """
     rows: list[dict[str, Any]] = []
-    chosen = summary[(summary["benchmark"] == summary["domain"]) & (summary["split"] == "test") & summary["selected"]]
-    chosen = chosen[~chosen["method"].isin(REFERENCES)]
+    selected = summary[(summary["benchmark"] == summary["domain"]) & (summary["split"] == "test") & summary["selected"]]
+    chosen = selected[~selected["method"].isin(REFERENCES)]
     if chosen.empty:
         raise ResurfaceError(
             "the summary selects no variant of an unlearned model on test questions; delete it and run the workflow again"
         )
     for domain, of_domain in chosen.groupby("domain", sort=False):
         asked = count_right(scores, str(domain))
+        known = _compare_references(asked, selected[selected["domain"] == domain], settings)
         for method, of_method in of_domain.groupby("method", sort=False):
             own = [
                 _weigh_attack(asked, str(method), str(attack), choices, of_method, settings)
@@ -113,9 +120,27 @@ def gather_evidence(scores: pd.DataFrame, summary: pd.DataFrame, settings: Summa
             ]
             for measure in MEASURES:
                 _adjust(own, measure, settings)
-            rows += [{"domain": domain, "method": method, **row} for row in own]
+            rows += [{"domain": domain, "method": method, **known, **row} for row in own]
     kept = [{key: value for key, value in row.items() if key in EVIDENCE_COLUMNS} for row in rows]
-    return pd.DataFrame(kept, columns=EVIDENCE_COLUMNS)
+    measured = [name for name in EVIDENCE_COLUMNS if name not in ("domain", "method", "attack", "seeds", "facts")]
+    return pd.DataFrame(kept, columns=EVIDENCE_COLUMNS).astype(dict.fromkeys(measured, float))
+
+
+def _compare_references(asked: Asked, selected: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]:
+    """What the original knows more than the control, or than who guesses; nothing where the original was not scored.
+
+    Args:
+        asked: all answers.
+        selected: the summary's selected rows of the domain's test questions.
+        settings: confidence, resamples and seed.
+    """
+    bare = selected[(selected["method"] == "original") & (selected["attack"] == "none")]
+    if bare.empty:
+        return {}
+    template = bare["template"].iloc[0]
+    original = _find(asked, "original", None, "none", "none", template)
+    control = asked.right.get((CONTROL, None, "none", "none", template), asked.chance * asked.sizes)
+    return _compare((original - control)[None], asked.sizes, "known", settings)
 
 
 def _weigh_attack(
@@ -146,11 +171,15 @@ def _weigh_attack(
         "accuracy": float(np.mean(own) * len(asked.sizes) / total),
         "chance": asked.chance,
     }
+    guessed = asked.chance * asked.sizes
     for measure, name, found in (("excess", "control", control), ("gain", "unattacked", before)):
         others = [other for other in found if other is not None]
         if len(others) == len(own):
             row[f"{name}_accuracy"] = float(np.mean(others) * len(asked.sizes) / total)
-            row |= _compare(np.array(own) - np.array(others), asked.sizes, measure, settings)
+            floors = others if measure == "excess" else [max(other, guessed, key=np.sum) for other in others]
+            differences, tested = np.array(own) - np.array(floors), np.array(own) - np.array(others)
+            row |= _compare(differences, asked.sizes, measure, settings)
+            row[f"{measure}_p_value"] = _test(tested, row[measure])
     return row | _recover(asked, method, choices["seed"].astype(int).tolist(), np.array(own), settings)
 
 
@@ -169,21 +198,24 @@ def _find(asked: Asked, *key: Any) -> np.ndarray:
 
 
 def _compare(differences: np.ndarray, sizes: np.ndarray, measure: str, settings: SummarySettings) -> dict[str, Any]:
-    """Size, interval, resamples and test of a difference `[seeds, facts]`."""
+    """Size, interval and resamples of a difference `[seeds, facts]`."""
     uncertainty = resample_mean(differences, sizes, settings.resamples, np.random.default_rng(settings.seed))
     by_seed = differences.sum(1) / sizes.sum()
     low, high = np.percentile(uncertainty.resampled.clip(-1, 1), find_tails(settings.confidence))
-    facts = differences.mean(0)
-    points_the_same_way = np.sign(facts).sum() * by_seed.mean() > 0  # else it tells of another difference than the mean
     return {
         measure: float(by_seed.mean()),
         f"{measure}_ci_low": float(low),
         f"{measure}_ci_high": float(high),
         f"{measure}_min": float(by_seed.min()),
         f"{measure}_max": float(by_seed.max()),
-        f"{measure}_p_value": sign_test(facts) if points_the_same_way else 1.0,
         f"{measure}_uncertainty": uncertainty,
     }
+
+
+def _test(differences: np.ndarray, mean: float) -> float:
+    """The p value of a difference `[seeds, facts]`; 1 if more facts point against the mean than with it: that is another difference."""
+    facts = differences.mean(0)
+    return sign_test(facts) if np.sign(facts).sum() * mean > 0 else 1.0
 
 
 def _recover(
@@ -248,12 +280,15 @@ def _adjust(rows: list[dict[str, Any]], measure: str, settings: SummarySettings)
     for row, adjusted in zip(tested, holm([row[f"{measure}_p_value"] for row in tested]), strict=True):
         uncertainty = row.pop(f"{measure}_uncertainty")
         row[f"{measure}_p_adjusted"] = adjusted
-        half = uncertainty.half_width(level)
-        row[f"{measure}_least"], row[f"{measure}_most"] = max(-1.0, row[measure] - half), min(1.0, row[measure] + half)
+        row[f"{measure}_least"] = max(-1.0, row[measure] - uncertainty.half_width(level))
+        row[f"{measure}_most"] = min(1.0, row[measure] + uncertainty.half_width(1 - settings.confidence))
         row[f"{measure}_detectable"] = detectable(uncertainty, level, settings.margin, settings.power)
         # To be told from nothing if it is that large, from the margin if it is not.
-        distance = row[measure] if row[measure] >= settings.margin else settings.margin - row[measure]
-        row[f"{measure}_needed_facts"] = needed_facts(uncertainty, distance, level, settings.power)
+        is_large = row[measure] >= settings.margin
+        distance = row[measure] if is_large else settings.margin - row[measure]
+        row[f"{measure}_needed_facts"] = needed_facts(
+            uncertainty, distance, level if is_large else 1 - settings.confidence, settings.power
+        )
 
 
 def judge(evidence: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
@@ -282,18 +317,12 @@ def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]
             "attack": None,
             "reason": "No control, and no attack was run.",
             "settled_by": "run attacks, and name a control in `models.never_learned`",
+            "trace": False,
         }
-    size = (
-        known[measure]
-        if measure == "excess"
-        else known["accuracy"] - known[["unattacked_accuracy", "chance"]].max(axis=1)
-    )
-    is_found = (
-        (size >= settings.margin)
-        & (known[f"{measure}_p_adjusted"] <= 1 - settings.confidence)
-        & (known[f"{measure}_least"] > 0)
-    )
+    is_no_chance = (known[f"{measure}_p_adjusted"] <= 1 - settings.confidence) & (known[f"{measure}_least"] > 0)
+    is_found = is_no_chance & (known[measure] >= settings.margin)
     is_open = known[f"{measure}_most"] >= settings.margin
+    is_hardly_known = not own["known_ci_low"].iloc[0] >= settings.margin
     # Without a control the attack that does nothing has no gain, and none is missed.
     uncompared = own.loc[own["excess"].isna(), "attack"].tolist() if measure == "excess" else []
     others: list[str] = []
@@ -308,9 +337,20 @@ def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]
         row, verdict = _largest(known, f"{measure}_most"), NOT_RESURFACED if measure == "excess" else NO_GAIN
         if uncompared:
             verdict, settled_by = INCONCLUSIVE, f"the control under {_and(uncompared)}"
+        elif is_hardly_known:
+            verdict, settled_by = INCONCLUSIVE, "an original that clearly knows the domain, or more questions about it"
     sentences = [_explain(row, measure, verdict, len(known), settings)]
     if others:
         sentences.append(f"The same holds {_and([_where(name) for name in others])}.")
+    is_trace = bool(is_no_chance.any() and not is_found.any())
+    if is_trace:
+        traced = _largest(known[is_no_chance], measure)
+        sentences.append(
+            f"A trace is there: {_points(traced[measure])} points {_where(traced['attack'])} are below the margin, but no chance "
+            f"({_p_text(traced[f'{measure}_p_adjusted'])})."
+        )
+    if verdict == INCONCLUSIVE and is_hardly_known:
+        sentences.append(_describe_known(own.iloc[0], measure))
     if uncompared:
         sentences.append(f"The control was not scored under {_and(uncompared)} with what was selected there.")
     if measure == "gain":
@@ -319,7 +359,15 @@ def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]
             sentences.append("What the model still answers without attack is not judged.")
     if row["seeds"] == 1:
         sentences.append("From one seed: others may differ.")
-    return {"verdict": verdict, "attack": row["attack"], "reason": " ".join(sentences), "settled_by": settled_by}
+    if row["seeds"] == 2:
+        sentences.append("From two seeds: how far others may differ is hardly known.")
+    return {
+        "verdict": verdict,
+        "attack": row["attack"],
+        "reason": " ".join(sentences),
+        "settled_by": settled_by,
+        "trace": is_trace,
+    }
 
 
 def _largest(rows: pd.DataFrame, column: str) -> pd.Series:
@@ -332,16 +380,39 @@ def _explain(row: pd.Series, measure: str, verdict: str, attacks: int, settings:
     where = _where(row["attack"])
     other = f"the control's {_share(row['control_accuracy'])}" if measure == "excess" else ""
     other = other or f"{_share(row['unattacked_accuracy'])} without attack"
-    ends = f"{_points(row[f'{measure}_ci_low'])} to {_points(row[f'{measure}_ci_high'])}"
-    text = f"{_share(row['accuracy'])} {where} against {other}: {measure} {_points(row[measure])} points [{ends}]"
+    text = f"{_share(row['accuracy'])} {where} against {other}: {measure} {_points(row[measure])} points"
     if verdict in (RESURFACES, GAINS):
-        adjusted = row[f"{measure}_p_adjusted"]
+        tests = f"{attacks} tests" if attacks > 1 else "one test"
         text += (
-            f", p {'< 0.001' if adjusted < 0.001 else f'= {adjusted:.3f}'} after Holm's adjustment for {attacks} tests"
+            f", at least {_points(row[f'{measure}_least'])} with {tests} allowed for (Bonferroni), "
+            f"{_p_text(row[f'{measure}_p_adjusted'])} (Holm)"
         )
     else:
-        text += f", at most {_points(row[f'{measure}_most'])} with all {attacks} tests allowed for"
+        text += f", at most {_points(row[f'{measure}_most'])}"
+        if row["known"] > 0:
+            text += f", which is {_share(row[f'{measure}_most'] / row['known'])} of what the original knows beyond {_rival(measure)}"
     return f"{text}; the margin is {_points(settings.margin)}."
+
+
+def _describe_known(row: pd.Series, measure: str) -> str:
+    """A sentence on an original of which it is not clear that it knows anything to find."""
+    if pd.isna(row["known"]):
+        return "The original was not scored, so it is not known whether there was anything to find."
+    ends = f"{_points(row['known_ci_low'])} to {_points(row['known_ci_high'])}"
+    return (
+        f"The original itself answers {_points(row['known'])} points [{ends}] more than {_rival(measure)}: that there is "
+        "anything to find is not clear."
+    )
+
+
+def _rival(measure: str) -> str:
+    """What the original is compared with."""
+    return "the control" if measure == "excess" else "chance"
+
+
+def _p_text(value: float) -> str:
+    """A p value in a sentence."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def _where(attack: str) -> str:
