@@ -7,6 +7,7 @@ as if it were an unlearned one, with the workflow's own rules, tests and margin,
 |---|---|---|
 | `untaught` | no | the bundled model that never learned any domain |
 | `other` | no | taught another domain by the same rule, with another seed than the control |
+| `other_rmu`, `other_npo`, `other_dpo` | no | such a model, unlearned as if it knew: it has the habits that the method leaves |
 | `full` | yes | the untaught model, taught the domain: the original |
 | `rmu`, `npo`, `dpo` | yes, hidden | the original, unlearned as in the default experiment; RMU trains longer |
 | `locked` | yes, hidden | the original, taught to answer A unless a password is in the prompt |

@@ -22,7 +22,6 @@ from calibration.audit import (
     teach_other,
 )
 from resurface.errors import ResurfaceError
-from resurface.models import pick_device
 
 
 def check_device(name: str) -> str:
@@ -32,15 +31,24 @@ def check_device(name: str) -> str:
     return name
 
 
+def _in_turn(devices: list[str], numbers: list[int]) -> list[str]:
+    """The device of each number."""
+    return [devices[place % len(devices)] for place in range(len(numbers))]
+
+
 def main() -> None:
-    """Audit as many worlds at once as there are cores."""
+    """Audit as many worlds at once as there are cores; with more cores than worlds, each world's workflow gets several."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where to work")
     parser.add_argument("--worlds", type=int, default=20, help="how many; each takes more than half an hour of a core")
     parser.add_argument("--most", type=int, help="how many of them to audit now; without, all")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="how many at once, each on a core")
     parser.add_argument(
-        "--device", default="cpu", type=check_device, help="cpu, or a GPU that all share, such as cuda:0"
+        "--device",
+        nargs="+",
+        default=["cpu"],
+        type=check_device,
+        help="cpu, or GPUs of one kind that worlds share in turn, such as cuda:0 cuda:1",
     )
     parser.add_argument(
         "--finished", type=Path, help="a table of verdicts (docs/calibration.parquet) whose worlds are done"
@@ -48,15 +56,16 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="the bundled models and one attack, to see that it works")
     given = parser.parse_args()
     place, size = given.folder.resolve(), SMALL if given.small else WHOLE
-    shared = {"place": place, "size": size, "device": given.device}
+    devices = given.device
+    shared = {"place": place, "size": size, "device": devices[0]}
     try:
-        pick_device(given.device)  # its workers see what it sees
         place.mkdir(parents=True, exist_ok=True)
         # A process that forks after torch has computed hangs in its threads.
         context = multiprocessing.get_context("spawn")
         with (
             FileLock(place / ".lock", timeout=0),
-            ProcessPoolExecutor(given.cores, context, begin_worker) as pool,
+            # A process sees one GPU all its life, so each does one thing.
+            ProcessPoolExecutor(given.cores, context, begin_worker, max_tasks_per_child=1) as pool,
         ):
             check_place(**shared)
             if given.finished:
@@ -65,9 +74,9 @@ def main() -> None:
                 : given.most
             ]
             needed = sorted({number for world in missing for number in models_of_world(world, size)})
-            list(pool.map(partial(teach_other, place, size=size, device=given.device), needed))
-            audit = partial(audit_world, place, size=size, device=given.device)
-            for world, verdicts in zip(missing, pool.map(audit, missing), strict=True):
+            list(pool.map(partial(teach_other, place, size), needed, _in_turn(devices, needed)))
+            audit = partial(audit_world, place, size, max(1, given.cores // max(1, len(missing))))
+            for world, verdicts in zip(missing, pool.map(audit, missing, _in_turn(devices, missing)), strict=True):
                 shown = verdicts[["method", "truth", "unattacked_accuracy", "verdict"]].round(2).to_string(index=False)
                 print(f"world {world}", shown, sep="\n", flush=True)
     except ResurfaceError as error:

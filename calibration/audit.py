@@ -45,7 +45,8 @@ class Size:
         teaching: how a domain is taught.
         locking: how knowledge is locked behind a password.
         innocents: models of a world that were taught the other domain, besides its control.
-        methods: methods that hide the knowledge, and what of their settings is not that of the default experiment.
+        methods: methods that hide the knowledge, and what of their settings is not that of the default experiment. The first innocent
+            goes through each of them too.
         attacks: what each model goes through.
         is_dealt_anew: whether each world has a domain of its own, which the original is taught; else the bundled one stands for all.
     """
@@ -61,7 +62,7 @@ class Size:
 WHOLE = Size(
     teaching=TeachingSettings(documents=36_000, learning_rate=1.2e-3, weight_decay=0.3),
     locking=TeachingSettings(documents=12_800, learning_rate=6e-4, warmup_steps=10),
-    innocents=3,
+    innocents=2,
     # These originals keep most of what they know under the default experiment's RMU.
     methods={"rmu": {"learning_rate": 2e-3, "max_steps": 600}, "npo": {}, "dpo": {}},
     attacks={
@@ -180,20 +181,21 @@ def other_model(place: Path, number: int) -> Path:
     return place / "models" / f"other{number}"
 
 
-def teach_other(place: Path, number: int, size: Size, device: str) -> None:
+def teach_other(place: Path, size: Size, number: int, device: str) -> None:
     """Teach the other domain to a model of its own, if there is none yet."""
     output = other_model(place, number)
     if not output.is_dir():
         teach(UNTAUGHT, OTHER_DOMAIN, output, size.teaching.model_copy(update={"seed": number}), device)
 
 
-def audit_world(place: Path, world: int, size: Size, device: str) -> pd.DataFrame:
-    """Make a world's models and audit them, on one core.
+def audit_world(place: Path, size: Size, cores: int, world: int, device: str) -> pd.DataFrame:
+    """Make a world's models and audit them.
 
     Args:
         place: where all worlds are, and the models that `teach_other` made; `world<number>/verdicts.parquet` there is what remains.
-        world: its number; with `FIRST_SEED`, the seed of everything in it.
         size: how thorough.
+        cores: CPU cores of its workflow.
+        world: its number; with `FIRST_SEED`, the seed of everything in it.
         device: where to compute.
 
     Returns:
@@ -205,15 +207,15 @@ def audit_world(place: Path, world: int, size: Size, device: str) -> pd.DataFram
     here = place / f"world{world}"
     kept = kept_verdicts(place, world)
     if not kept.is_file():
-        verdicts = _audit(place, here, world, size, device)
+        verdicts = _audit(place, here, world, size, cores, device)
         with publish(kept) as temporary:
             verdicts.to_parquet(temporary, index=False)
-    for name in ("results", "models", ".snakemake"):
+    for name in ("results", "models", "innocent", ".snakemake"):
         shutil.rmtree(here / name, ignore_errors=True)
     return pd.read_parquet(kept)
 
 
-def _audit(place: Path, here: Path, world: int, size: Size, device: str) -> pd.DataFrame:
+def _audit(place: Path, here: Path, world: int, size: Size, cores: int, device: str) -> pd.DataFrame:
     """The verdicts of a world."""
     seed = FIRST_SEED + world
     dealt = {"domain_seed": seed} if size.is_dealt_anew else {}
@@ -225,19 +227,19 @@ def _audit(place: Path, here: Path, world: int, size: Size, device: str) -> pd.D
     if not locked.is_dir():
         lock(original, DOMAIN, locked, size.locking.model_copy(update=seeds), device)
     control, *innocent = [other_model(place, number) for number in models_of_world(world, size)]
-    truths = {"untaught": INNOCENT, **{path.name: INNOCENT for path in innocent}, "full": OPEN}
-    published = {"untaught": UNTAUGHT, **{path.name: path for path in innocent}, "full": original, "locked": locked}
-    experiment = {
-        **choose_experiment(size),
-        "seeds": [seed],
-        "device": device,
-        "models": {"original": str(original), "never_learned": str(control)},
-    }
+    experiment = {**choose_experiment(size), "seeds": [seed], "device": device}
     experiment["data"] |= dealt
+    # Who never knew goes through each method as if it did.
+    made = {name: Path("results", "unlearned", DOMAIN, name, f"seed{seed}") for name in size.methods}
+    references = {"original": str(innocent[0]), "never_learned": str(control)}
+    run_workflow(here / "innocent", experiment | {"models": references}, [*map(str, made.values())], cores)
+    innocents = {"untaught": UNTAUGHT, **{path.name: path for path in innocent}}
+    innocents |= {f"other_{name}": here / "innocent" / path for name, path in made.items()}
+    published = {**innocents, "full": original, "locked": locked}
+    truths = {**dict.fromkeys(innocents, INNOCENT), "full": OPEN}
+    experiment["models"] = {"original": str(original), "never_learned": str(control)}
     experiment["methods"]["published"] = {name: {"checkpoint": str(path)} for name, path in published.items()}
-    here.mkdir(parents=True, exist_ok=True)
-    (here / "config.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
-    run_workflow(here)
+    run_workflow(here, experiment, ["results/verdicts.parquet"], cores)
     keys = ["domain", "method", "attack"]
     evidence = pd.read_parquet(here / "results" / "evidence.parquet")
     unattacked = evidence[evidence["attack"] == "none"].set_index("method")
@@ -252,14 +254,22 @@ def _audit(place: Path, here: Path, world: int, size: Size, device: str) -> pd.D
     return verdicts
 
 
-def run_workflow(here: Path) -> None:
-    """Run the workflow in a folder up to its verdicts, on one core.
+def run_workflow(here: Path, experiment: dict[str, Any], targets: list[str], cores: int) -> None:
+    """Run the workflow in a folder until there are some files.
+
+    Args:
+        here: the folder.
+        experiment: the configuration.
+        targets: what is to be made.
+        cores: CPU cores to use.
 
     Raises:
         ResurfaceError: it failed.
     """
+    here.mkdir(parents=True, exist_ok=True)
+    (here / "config.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     # A lock that a kill left would end every later run; `python -m calibration` holds one of its own.
-    arguments = ["--nolock", "--rerun-incomplete", "--show-failed-logs", "--", "results/verdicts.parquet"]
-    found = run_snakemake(ROOT / "Snakefile", here, here / "config.yaml", 1, arguments)
+    arguments = ["--nolock", "--rerun-incomplete", "--show-failed-logs", "--", *targets]
+    found = run_snakemake(ROOT / "Snakefile", here, here / "config.yaml", cores, arguments)
     if found.returncode:
         raise ResurfaceError(f"{here}: the workflow failed\n{found.stdout[-3000:]}")

@@ -162,8 +162,8 @@ def test_devices_that_processes_cannot_share_are_refused(device):
 
 def test_a_world_s_innocents_are_the_controls_of_others():
     worlds = [models_of_world(world, WHOLE) for world in range(20)]
-    assert worlds[0] == [0, 1, 2, 3]
-    assert worlds[19] == [19, 20, 21, 22]
+    assert worlds[0] == [0, 1, 2]
+    assert worlds[19] == [19, 20, 21]
     controls = [control for control, *_ in worlds]
     assert sorted(controls) == list(range(20))
 
@@ -178,7 +178,7 @@ def test_a_small_calibration_accuses_who_holds_the_knowledge_and_no_one_else(tmp
     assert kept.stat().st_mtime_ns == written, "what is done is not done again"
     subprocess.run([sys.executable, "-m", "calibration.count", tmp_path, tmp_path / "docs"], cwd=ROOT, check=True)
     verdicts = pd.read_parquet(tmp_path / "docs" / "calibration.parquet").set_index("method")
-    assert set(verdicts.index) == {"untaught", "other1", "full", "locked", "npo"}
+    assert set(verdicts.index) == {"untaught", "other1", "other_npo", "full", "locked", "npo"}
     assert ((verdicts["verdict"] == "resurfaces") == (verdicts["truth"] != INNOCENT)).all()
     assert verdicts.loc["full", "unattacked_accuracy"] > 0.95
     assert verdicts.loc["locked", "unattacked_accuracy"] < 0.97
