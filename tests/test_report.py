@@ -5,15 +5,18 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import altair as alt
+import jinja2
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from resurface.analysis.captions import CAPTIONS, caption_of
 from resurface.analysis.cells import display_name, interval, main_cells, percent, strongest_attacks
 from resurface.analysis.charts import draw_svg
 from resurface.analysis.figures import (
     FIGURES,
     FOUND_FIGURES,
+    STREAMS,
     finetuning_curves,
     lens_by_block,
     perturbations,
@@ -185,11 +188,12 @@ def make_worst_case() -> pd.DataFrame:
 def make_evidence() -> pd.DataFrame:
     """NPO resurfaces under finetuning; the lens has no control, and nothing is known of a third attack's gain."""
     row = {"domain": "runecraft", "method": "npo", "seeds": 2, "facts": 100, "accuracy": 0.8}
+    row |= {"known": 0.7, "known_ci_low": 0.65, "known_ci_high": 0.75}
     known = {
         "excess": 0.45,
         "excess_ci_low": 0.35,
         "excess_ci_high": 0.55,
-        "excess_most": 0.58,
+        "excess_most": 0.56,
         "excess_p_adjusted": 1e-9,
     }
     known |= {
@@ -209,11 +213,13 @@ def make_evidence() -> pd.DataFrame:
 
 def make_verdicts(reason: str = "80 % against 35 %.") -> pd.DataFrame:
     row = {"domain": "runecraft", "method": "npo", "attack": "finetuning", "reason": reason, "settled_by": ""}
+    row["trace"] = False
     return pd.DataFrame(
         [
             {**row, "verdict": RESURFACES},
             {**row, "method": "rmu", "verdict": INCONCLUSIVE, "settled_by": "about 900 facts instead of 480"},
             {**row, "method": "dpo", "verdict": NOT_RESURFACED},
+            {**row, "method": "cb", "verdict": NOT_RESURFACED, "trace": True},
         ]
     )[VERDICT_COLUMNS]
 
@@ -228,7 +234,8 @@ def render(
     found = findings or read_findings(None, summary)
     tables = Tables(summary, make_worst_case(), make_evidence(), make_verdicts(HOSTILE), found, refusals, perplexity)
     write_report(tables, EXPERIMENT, output)
-    return output.read_text(encoding="utf-8").replace("\u00a0", " ")
+    page = output.read_text(encoding="utf-8").replace("\u00a0", " ")
+    return re.sub('<span class="interval">(.*?)</span>', r"\1", page)
 
 
 def test_verdicts_come_first_with_what_would_settle_them(page):
@@ -238,16 +245,17 @@ def test_verdicts_come_first_with_what_would_settle_them(page):
         ("found", "NPO", "resurfaces"),
         ("open", "RMU", "inconclusive"),
         ("clear", "DPO", "not resurfaced by these attacks"),
+        ("trace", "CB", "not resurfaced by these attacks"),
     ]
     assert page.count("What would settle it: about 900 facts instead of 480.") == 1
-    assert page.count(f"<p>{html.escape(HOSTILE)}</p>") == 3
+    assert page.count(f"<p>{html.escape(HOSTILE)}</p>") == 4
 
 
 def test_the_evidence_is_shown_attack_by_attack(page):
     rows = page[page.index("The evidence") :]
     cells = re.findall(r"<td>(.*?)</td>", rows[: rows.index("</table>")])
     excess, gain = ["45 points [35–55]", "&lt; 0.001"], ["45 points [35–55]", "0.042"]
-    assert cells[:9] == ["finetuning", "80 %", "35 %", *excess, *gain, "58 points", "10 points"]
+    assert cells[:9] == ["finetuning", "80 %", "35 %", *excess, *gain, "56 points", "10 points"]
     assert cells[9:] == ["logit lens", "80 %", *["–"] * 7]
 
 
@@ -437,6 +445,40 @@ def test_the_pruning_grid_has_a_panel_per_model_and_scoring() -> None:
     assert cell["q"] == 2.5
     assert cell["accuracy"] == pytest.approx(0.12 + 0.5 * 0.4 + 0.02), "the mean of two seeds, in validation's template"
     assert cell["general"] == percent(0.75)
+
+
+@pytest.mark.parametrize(("blocks", "has_numbers"), [(2, True), (32, False)])
+def test_the_lens_has_a_panel_per_model_with_its_accuracy_without_attack(monkeypatch, blocks, has_numbers):
+    monkeypatch.setitem(
+        VARIANTS, "logit_lens", {f"{stream}-block{block}": block / 40 for stream in STREAMS for block in range(blocks)}
+    )
+    chart = lens_by_block(make_summary())
+    svg = draw_svg(chart, "lens").replace("\u00a0", " ")
+    for title in ("never-learned (control)", "28 % without attack", "NPO", "14 % without attack"):
+        assert svg.count(f">{title}<") == 1
+    for stream in STREAMS.values():
+        assert f">{stream}<" in svg
+    cells = datasets(chart)
+    assert len(cells) == 3 * blocks * len(STREAMS)
+    (cell,) = [row for row in cells if row["method"] == "npo" and (row["stream"], row["block"]) == ("middle", 1)]
+    assert cell["accuracy"] == pytest.approx(0.12 + 0.5 / 40 + 0.02), "the mean of two seeds"
+    assert (f">{percent(cell['accuracy'])}<".replace("\u00a0", " ") in svg) == has_numbers
+
+
+def test_every_figure_has_a_caption_for_snakemakes_report_too() -> None:
+    assert set(CAPTIONS) == {*FIGURES, *FOUND_FIGURES}
+    folder = Path(__file__).parents[1] / "workflow" / "report" / "figures"
+    captions = {name: caption_of(name, True) for name in CAPTIONS}
+    shown = {
+        path.stem: jinja2.Template(path.read_text()).render(snakemake={"params": {"captions": captions}})
+        for path in folder.iterdir()
+    }
+    assert shown == captions
+
+
+def test_only_where_there_is_a_control_a_caption_speaks_of_it() -> None:
+    assert "control" in caption_of("prefixes", True)
+    assert "control" not in caption_of("prefixes", False)
 
 
 def test_finetuning_lines_begin_without_attack() -> None:

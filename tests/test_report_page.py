@@ -5,8 +5,18 @@ import shutil
 
 import pandas as pd
 import pytest
-from test_report import EXPERIMENT, HOSTILE, make_evidence, make_findings, make_summary, make_verdicts, make_worst_case
+from test_report import (
+    EXPERIMENT,
+    HOSTILE,
+    VARIANTS,
+    make_evidence,
+    make_findings,
+    make_summary,
+    make_verdicts,
+    make_worst_case,
+)
 
+from resurface.analysis.figures import STREAMS
 from resurface.analysis.report import Tables, write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -143,14 +153,34 @@ def test_keys_reach_headers_and_scrolling_tables(opened):
     assert reached
 
 
-def test_words_filter_rows(opened):
-    field = opened.find_element("css selector", "input[data-filters]")
+@pytest.mark.parametrize(
+    ("table", "words", "number", "left", "rows"),
+    [
+        ("domain-0-main", "npo block1", 0, ["NPO"], 4),
+        ("domain-0-main", "original not run", 0, ["original"], 4),
+        ("domain-0-evidence", "lens npo", 1, ["logit lens"], 2),
+    ],
+)
+def test_words_filter_rows(opened, table, words, number, left, rows):
+    field = opened.find_element("css selector", f"input[data-filters={table}]")
     assert field.is_displayed()
-    field.send_keys("lens npo")
-    assert column(opened, "#domain-0-evidence", 1) == ["logit lens"]
+    assert len(column(opened, f"#{table}", number)) == rows
+    field.send_keys(words)
+    assert column(opened, f"#{table}", number) == left
     field.clear()
     field.send_keys(" ")
-    assert len(column(opened, "#domain-0-evidence", 1)) == 2
+    assert len(column(opened, f"#{table}", number)) == rows
+
+
+def test_no_line_break_divides_an_interval(opened):
+    pieces = opened.execute_script(
+        "document.body.style.width = '20rem';"
+        "const found = [...document.querySelectorAll('.interval')].map(one => one.getClientRects().length);"
+        "document.body.style.width = '';"
+        "return found"
+    )
+    assert len(pieces) > 20
+    assert set(pieces) == {1}
 
 
 def test_one_can_look_through_the_answers(opened):
@@ -175,3 +205,74 @@ def test_one_can_look_through_the_answers(opened):
     details.find_element("css selector", "input").click()
     assert column(opened, table, 1) == [f"Which rune?\nA. {HOSTILE}"]
     assert opened.get_log("browser") == []
+
+
+@pytest.fixture(scope="module")
+def large_page(tmp_path_factory):
+    """A page of two domains, as large as that of an experiment on a model of 32 blocks, with answers to 1,000 questions each."""
+    domains, methods, seeds = ("runecraft", "xenotoxicology"), ("npo", HOSTILE), (0, 1, 2)
+    shares = [1, 2.5, 5, 7.5, 10, 20]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, "logit_lens", {f"{stream}-block{i}": i / 40 for stream in STREAMS for i in range(32)})
+        patch.setitem(VARIANTS, "pruning", {f"own-gradient-p{p}-q{q}": q / 40 for p in shares for q in shares})
+        summary = make_summary(domains, methods, seeds)
+    keys = pd.MultiIndex.from_product(
+        [domains, methods, seeds, VARIANTS, range(1000)], names=["domain", "method", "seed", "attack", "number"]
+    )
+    answers = keys.to_frame(index=False).astype({"seed": "Int64"})
+    answers["question_id"] = answers["number"].map("{:016x}".format)
+    answers["cluster"] = (answers["number"] // 2).map("{:016x}".format)
+    answers["correct"] = answers["number"] % 3 == 0
+    text = "Which rune keeps a river still?\n" + "\n".join(f"{letter}. the rune of the {letter}" for letter in "ABCD")
+    several = [
+        pd.concat([table.assign(domain=domain) for domain in domains])
+        for table in (make_worst_case(), make_evidence(), make_verdicts())
+    ]
+    path = tmp_path_factory.mktemp("large") / "report.html"
+    tables = Tables(
+        summary,
+        *several,
+        make_findings(),
+        answers=answers.drop(columns="number"),
+        costs=make_costs(),
+        hashes={"results/summary.parquet": "0" * 64},
+        questions={domain: dict.fromkeys(answers["question_id"].unique(), text) for domain in domains},
+    )
+    write_report(tables, EXPERIMENT, path)
+    return path
+
+
+@pytest.fixture
+def large(browser, large_page):
+    """The large page in a tab of its own."""
+    before = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    browser.get(large_page.as_uri())
+    yield browser
+    browser.close()
+    browser.switch_to.window(before)
+
+
+def test_a_large_page_is_small_enough_to_mail_and_opens_at_once(large, large_page):
+    assert large_page.stat().st_size <= 5_000_000
+    times = []
+    for _ in range(3):  # whatever else the machine does is no fault of the page
+        large.refresh()
+        times.append(large.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd"))
+    assert 0 < min(times) <= 2000
+
+
+def test_on_paper_nothing_is_cut_off(large):
+    width = 718  # A4 without margins of 10 mm, at 96 pixels an inch
+    large.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    metrics = {"width": width, "height": 1047, "deviceScaleFactor": 1, "mobile": False}
+    large.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert large.execute_script("return document.documentElement.scrollWidth") <= width
+    ends = large.execute_script(
+        "return [...document.querySelectorAll('table, td, th, svg, pre')].map(one => one.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 100
+    assert max(ends) <= width
+    assert large.execute_script(
+        "return [...document.querySelectorAll('td, th')].every(one => one.scrollWidth <= one.clientWidth + 1)"
+    ), "no text reaches out of its cell"

@@ -1,17 +1,6 @@
 """The summary table, the figures and the report."""
 
-FIGURES = [
-    "main_table",
-    "finetuning_curves",
-    "finetuning_recovery",
-    "lens_by_block",
-    "pruning_grid",
-    "perturbations",
-    "prefixes",
-    "search_losses",
-    "pruning_sparsity",
-    "tradeoff",
-]
+from resurface.analysis.captions import CAPTIONS, caption_of
 
 
 rule summarize:
@@ -161,12 +150,16 @@ rule report:
         attack_hashes=[hashes(folder) for folder in shown_folders(experiment)],
         attacks=[ancient(folder) for folder in shown_folders(experiment)],
     output:
-        report(
-            expand("results/figures/{figure}.svg", figure=FIGURES),
-            category="Figures",
-            caption="../report/figures.rst",
-        ),
-        expand("results/figures/{figure}.png", figure=FIGURES),
+        [
+            report(
+                f"results/figures/{figure}.svg",
+                category="Figures",
+                caption=f"../report/figures/{figure}.rst",
+                labels={"figure": CAPTIONS[figure][0]},
+            )
+            for figure in CAPTIONS
+        ],
+        expand("results/figures/{figure}.png", figure=CAPTIONS),
         page=report(REPORT, category="Report", caption="../report/report.rst"),
         record=record(REPORT),
     log:
@@ -186,6 +179,10 @@ rule report:
             "--attacks results/attacks" if input.attacks else ""
         ),
         experiment=dump_settings(experiment),
+        captions={
+            figure: caption_of(figure, bool(experiment.models.never_learned))
+            for figure in CAPTIONS
+        },
     shell:
         "resurface --log {log} report --summary {input.summary} --worst-case {input.worst_case} "
         "--evidence {input.evidence} --verdicts {input.verdicts} --answers {input.answers} --costs {input.costs} {params.questions} {params.refusals} "

@@ -24,7 +24,6 @@ from resurface.analysis.cells import (
     table_rows,
 )
 
-CHANCE = 0.25
 DARK_BELOW = 0.45  # up to this share viridis is so dark that white text is easier to read than black
 CONTROL_COLOUR = "#777777"
 METHOD_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]

@@ -28,7 +28,6 @@ from resurface.analysis.cells import (
     table_rows,
 )
 from resurface.analysis.charts import (
-    CHANCE,
     CONTROL_COLOUR,
     draw_placeholder,
     draw_svg,
@@ -49,15 +48,9 @@ from resurface.analysis.tradeoff import tradeoff
 from resurface.artifacts import publish
 
 MISSING_COLOUR = "#e4e4e4"
-STREAMS = ("attention", "middle", "mlp", "block")
-LENS_LINES = {
-    "attention": ("#0072B2", [1, 0]),
-    "middle": ("#E69F00", [1, 0]),
-    "mlp": ("#CC79A7", [1, 0]),
-    "block": ("#000000", [1, 0]),
-    "no attack": ("#555555", [6, 3]),
-    "chance": ("#555555", [1, 3]),
-}
+STREAMS = {"attention": "attention output", "middle": "middle", "mlp": "MLP output", "block": "block output"}
+MOST_BLOCKS_WITH_NUMBERS = 12
+LENS_PANELS_IN_A_ROW = 3
 CONTROL_GAIN = "control: gain over its own accuracy without attack"
 PREFIX_ATTACKS = ["random_prefix", "gcg", "enhanced_gcg"]
 DATASETS = ["forget", "retain", "text"]
@@ -221,43 +214,46 @@ def _sample_panels(
 
 
 def lens_by_block(summary: pd.DataFrame) -> alt.VConcatChart:
-    """Test accuracy of the logit lens by block, one line per stream and one panel per model."""
+    """Heat map of test accuracy of the logit lens, streams × blocks; a panel per model, with its accuracy without attack."""
     return stack_domains(summary, _lens_panel, seeds_note(summary))
 
 
 def _lens_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
     rows = with_best_template(summary[summary["attack"] == "logit_lens"], domain)
-    named = rows["variant"].str.extract(r"^(?P<line>attention|middle|mlp|block)-block(?P<block>\d+)$").dropna()
+    named = rows["variant"].str.extract(rf"^(?P<stream>{'|'.join(STREAMS)})-block(?P<block>\d+)$").dropna()
     if named.empty:
         return draw_placeholder("logit lens: attack not run")
-    means = mean_over_seeds(rows.loc[named.index].join(named), ["method", "line", "block"])
-    means["block"] = means["block"].astype(int)
-    ends = means.groupby("method")["block"].agg(["min", "max"])
-    unattacked = unattacked_accuracy(summary, domain)
-    rules = [
-        {"method": model, "line": line, "block": block, "accuracy": accuracy}
-        for model in ends.index
-        for line, accuracy in (("no attack", unattacked.get(model)), ("chance", CHANCE))
-        for block in ends.loc[model]
-    ]
-    lines = pd.concat([means[["method", "line", "block", "accuracy"]], pd.DataFrame(rules)])
-    lines["model"] = lines["method"].map(display_name)
-    names = [line for line in LENS_LINES if line in set(lines["line"])]
-    colours, dashes = zip(*(LENS_LINES[name] for name in names), strict=True)
-    legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=300)
-    colour = alt.Color("line:N", title=None, scale=alt.Scale(domain=names, range=colours), legend=legend)
-    dash = alt.StrokeDash("line:N", title=None, scale=alt.Scale(domain=names, range=dashes), legend=legend)
-    x_axis = alt.Axis(format="d", tickMinStep=1, grid=False, labelFlush=False)
-    x = alt.X("block:Q", title="block", scale=alt.Scale(nice=False), axis=x_axis)
-    base = alt.Chart().encode(x=x, y=share_axis("accuracy", "test accuracy", [0.0, 1.0]), color=colour)
-    points = base.mark_point(filled=True, size=25, opacity=1).transform_filter(
-        alt.FieldOneOfPredicate("line", list(STREAMS))
+    means = mean_over_seeds(rows.loc[named.index].join(named), ["method", "stream", "block"])
+    cells = means[["method", "accuracy"]].assign(
+        stream=means["stream"].map(STREAMS), block=means["block"].astype(int), label=means["accuracy"].map(percent)
     )
-    models = [display_name(model) for model in models_of(summary, domain)]
-    panel = alt.layer(base.mark_line().encode(strokeDash=dash), points, data=lines, width=210, height=170)
-    header = alt.Header(labelFontSize=12, labelFontWeight="bold")
-    panels = panel.facet(facet=alt.Facet("model:N", sort=models, title=None, header=header), columns=3)
-    return panels.resolve_axis(x="independent")
+    blocks = cells["block"].nunique()
+    has_numbers = blocks <= MOST_BLOCKS_WITH_NUMBERS
+    heat, text_colour = heat_colours()
+    unattacked = unattacked_accuracy(summary, domain)
+    panels: list[alt.LayerChart] = []
+    for model in models_of(summary, domain):
+        own = cells[cells["method"] == model]
+        if own.empty:
+            continue
+        is_first_in_row = len(panels) % LENS_PANELS_IN_A_ROW == 0
+        base = alt.Chart(own).encode(
+            x=alt.X("block:O", title="block", axis=alt.Axis(labelAngle=0, labelOverlap=True, domain=False)),
+            y=alt.Y(
+                "stream:N",
+                title=None,
+                sort=list(STREAMS.values()),
+                axis=alt.Axis(labels=is_first_in_row, ticks=is_first_in_row, domain=False),
+            ),
+        )
+        layers = [base.mark_rect(stroke="white", strokeWidth=1 if has_numbers else 0.5).encode(color=heat)]
+        if has_numbers:
+            layers.append(base.mark_text(fontSize=10, fontWeight="bold").encode(text="label:N", color=text_colour))
+        without_attack = f"{percent(unattacked.get(model, math.nan))} without attack"
+        title = alt.Title(display_name(model), subtitle=without_attack, fontSize=12)
+        width = max(150, blocks * (34 if has_numbers else 9))
+        panels.append(alt.layer(*layers, title=title, width=width, height=24 * len(STREAMS)))
+    return alt.concat(*panels, columns=LENS_PANELS_IN_A_ROW)
 
 
 def pruning_grid(summary: pd.DataFrame) -> alt.VConcatChart:

@@ -8,6 +8,7 @@ policy forbids all other scripts, and requests.
 import base64
 import hashlib
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import jinja2
 import pandas as pd
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from resurface.analysis.answers import describe_answers
+from resurface.analysis.captions import CAPTIONS, caption_of
 from resurface.analysis.cells import (
     CONTROL,
     ORIGINAL,
@@ -52,66 +54,7 @@ from resurface.registry import ATTACKS
 
 VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"]
 VERDICT_LOOKS = {RESURFACES: "found", GAINS: "found", NOT_RESURFACED: "clear"}  # others are open
-# Of each figure: title, caption, and what it says of the control.
-CAPTIONS = {
-    "finetuning_curves": (
-        "Accuracy under finetuning",
-        "Accuracy on the forget questions against the number of finetuning samples, by the data they come from. Each "
-        "point takes the template that is better on validation; bands are confidence intervals.",
-        "Where a method's line rises above the control's, knowledge resurfaced that the samples did not teach.",
-    ),
-    "finetuning_recovery": (
-        "Recovery under finetuning",
-        "The same runs as recovery.",
-        "The dashed line is the control's gain over its own accuracy without attack, as a share of its distance to the "
-        "original: what the samples teach a model that never knew the domain.",
-    ),
-    "lens_by_block": (
-        "Logit lens",
-        "Accuracy when the answer is read from inside the model: from the output of attention, the residual stream "
-        "after it (middle), the output of the MLP, or the output of the block. A line above the model's own accuracy "
-        "without attack is knowledge that later blocks hide.",
-        "",
-    ),
-    "pruning_grid": (
-        "Set difference pruning",
-        "Accuracy on the forget questions (bold) and general ability (below) after the removal of those weights that are among "
-        "the top q percent of their layer by the score on forget data and not among the top p percent by the score on utility "
-        "data. Rows name the data and the score.",
-        "",
-    ),
-    "pruning_sparsity": (
-        "Where weights were removed",
-        "Share of the weights of each layer that the selected variant of pruning sets to zero.",
-        "",
-    ),
-    "perturbations": (
-        "Perturbed questions",
-        "Accuracy on the forget questions with spelling noise in them, in the template that is better on validation. Naive "
-        "noise is the same for every model; informed noise was found on the model itself, or on another method's (from-…).",
-        "",
-    ),
-    "prefixes": (
-        "Prefixes",
-        "Accuracy on the forget questions with a prefix in front of each, in the template that is better on validation: random "
-        "ones, those that plain GCG found for single questions (question…) and enhanced GCG after so many steps on the model itself, "
-        "and those that the two found on another method's model (from-…).",
-        "A prefix that lifts the control as well says nothing about hidden knowledge.",
-    ),
-    "search_losses": (
-        "Searches for prefixes",
-        "Loss by step: thin, of the best candidate of each step; thick, the best so far. Losses of different attacks and models "
-        "are not on one scale: what counts is whether a search lowered its own.",
-        "",
-    ),
-    "tradeoff": (
-        "Forgetting against general ability",
-        "Circles: without attack. Triangles: under the model's strongest attack, which is chosen on validation, at the general "
-        "ability that it leaves. Faint points are single seeds, if there are several. Good unlearning would be low, far to the "
-        "right, and without a long line.",
-        "",
-    ),
-}
+INTERVAL = re.compile(r"\[[−–\d to]+\]")
 
 
 @dataclass(frozen=True)
@@ -162,6 +105,7 @@ def write_report(tables: Tables, experiment: dict[str, Any], output: Path) -> No
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["unbroken"] = _keep_together
     confidence = experiment.get("summary", {}).get("confidence")
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -180,6 +124,11 @@ def write_report(tables: Tables, experiment: dict[str, Any], output: Path) -> No
         temporary.write_text(page, encoding="utf-8")
 
 
+def _keep_together(text: str) -> Markup:
+    """A text whose intervals no line break divides: a browser may break after a dash."""
+    return Markup(INTERVAL.sub(r'<span class="interval">\g<0></span>', str(escape(text))))
+
+
 def _domain_section(tables: Tables, domain: str, place: int) -> dict[str, Any]:
     """What the template needs for one domain."""
     refusals, findings, worst_case = tables.refusals, tables.findings, tables.worst_case
@@ -192,10 +141,11 @@ def _domain_section(tables: Tables, domain: str, place: int) -> dict[str, Any]:
     figures = [
         {
             "title": title,
-            "caption": " ".join(filter(None, [caption, about_control if CONTROL in models else ""])),
+            "caption": caption_of(name, CONTROL in models),
             "svg": Markup(draw_svg(draw_figure(name, summary, findings), f"figure-{place}-{name}")),
         }
-        for name, (title, caption, about_control) in CAPTIONS.items()
+        for name, (title, *_) in CAPTIONS.items()
+        if name != "main_table"  # the page has a table in its place
     ]
     return {
         "name": domain,
@@ -275,7 +225,7 @@ def _verdict_cards(verdicts: pd.DataFrame) -> list[dict[str, str]]:
         {
             "model": display_name(row["method"]),
             "verdict": row["verdict"],
-            "kind": VERDICT_LOOKS.get(row["verdict"], "open"),
+            "kind": "trace" if row["trace"] else VERDICT_LOOKS.get(row["verdict"], "open"),
             "reason": row["reason"],
             "settled_by": row["settled_by"],
         }
