@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-CALIBRATION := results/calibration
+CALIBRATION := worlds
 
 .PHONY: demo test audit science faults cluster calibration docs check environment schema pretrain clean
 

@@ -1,4 +1,4 @@
-"""Audit worlds: `python -m calibration results/calibration --worlds 20`. One that was stopped goes on where it was."""
+"""Audit worlds: `python -m calibration worlds --worlds 20`. One that was stopped goes on where it was."""
 
 import argparse
 import multiprocessing

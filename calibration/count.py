@@ -1,4 +1,4 @@
-"""Count the errors of verdicts: `python -m calibration.count results/calibration docs`.
+"""Count the errors of verdicts: `python -m calibration.count worlds docs`.
 
 Writes `calibration.parquet`, all verdicts, `calibration.csv`, of each kind of model how often it is said to hold the knowledge, with Wilson's
 interval, and `calibration.png`, the same as a figure.

@@ -4,11 +4,12 @@
     results = resurface.load_results("results")
     results.verdicts[["method", "verdict"]]
 
-Tables are checked as they are for the report, so that a damaged or a stranger's file is an error that names the column. Score
-tables are large, and are read when they are asked for.
+Tables are read when they are asked for, and checked as they are for the report: one that is damaged, a stranger's or of another version is
+an error that names the column, and does not keep the others from being read.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -18,38 +19,80 @@ from resurface.analysis.tables import (
     ANSWER_KINDS,
     COST_KINDS,
     EVIDENCE_KINDS,
+    FLAG,
+    MODEL,
+    NUMBER_OR_NONE,
     PERPLEXITY_SUMMARY_KINDS,
+    REFUSAL_KINDS,
+    SEED,
+    SHARE_OR_NONE,
     SUMMARY_KINDS,
     VERDICT_KINDS,
     WORST_CASE_KINDS,
+    Kind,
     read_results,
 )
 from resurface.errors import ResurfaceError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """The tables of a results folder. Names are texts (`string`), seeds nullable whole numbers (`Int64`).
 
     Attributes:
         folder: where they are.
-        verdicts: one row per unlearned model and domain.
-        evidence: one row per unlearned model and attack.
-        summary: one row per model, variant, template, benchmark and split.
-        worst_case: one row per attacked model.
-        perplexity: one row per variant that changes prompts.
-        answers: one row per model, attack and test question, as what was selected answers it.
-        costs: one row per job: time, memory, machine and versions.
+
+    Raises:
+        ResurfaceError: whenever a table is asked for that is missing, damaged or of another version.
     """
 
     folder: Path
-    verdicts: pd.DataFrame
-    evidence: pd.DataFrame
-    summary: pd.DataFrame
-    worst_case: pd.DataFrame
-    perplexity: pd.DataFrame
-    answers: pd.DataFrame
-    costs: pd.DataFrame
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """One row per unlearned model and domain."""
+        return self._read("verdicts", VERDICT_KINDS)
+
+    @cached_property
+    def evidence(self) -> pd.DataFrame:
+        """One row per unlearned model and attack."""
+        return self._read("evidence", EVIDENCE_KINDS)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per model, variant, template, benchmark and split."""
+        return self._read("summary", SUMMARY_KINDS)
+
+    @cached_property
+    def worst_case(self) -> pd.DataFrame:
+        """One row per attacked model."""
+        return self._read("worst_case", WORST_CASE_KINDS, is_empty_allowed=True)
+
+    @cached_property
+    def perplexity(self) -> pd.DataFrame:
+        """One row per variant that changes prompts."""
+        return self._read("perplexity", PERPLEXITY_SUMMARY_KINDS, is_empty_allowed=True)
+
+    @cached_property
+    def answers(self) -> pd.DataFrame:
+        """One row per model, attack and test question, as what was selected answers it."""
+        return self._read("answers", ANSWER_KINDS)
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        """One row per job: time, memory, machine and versions."""
+        return self._read("costs", COST_KINDS)
+
+    @cached_property
+    def refusals(self) -> pd.DataFrame:
+        """One row per prompt of a model without attack: whether its answer was a refusal; no row if they were not counted."""
+        paths = sorted((self.folder / "refusals").rglob("*.parquet"))
+        if not paths:
+            return _type_columns(pd.DataFrame(columns=list(REFUSAL_KINDS)), REFUSAL_KINDS)
+        return pd.concat([_read_table(path, REFUSAL_KINDS) for path in paths], ignore_index=True)
+
+    def _read(self, name: str, kinds: dict[str, Kind], is_empty_allowed: bool = False) -> pd.DataFrame:
+        return _read_table(self.folder / f"{name}.parquet", kinds, is_empty_allowed)
 
     def scores(self, domain: str | None = None, method: str | None = None, attack: str | None = None) -> pd.DataFrame:
         """Score tables as one: a row per question, variant and template, without log-probabilities.
@@ -69,39 +112,47 @@ class Results:
         paths = sorted(path for path in place.glob(pattern) if (path.parts[-4], path.parts[-3], path.stem) in known)
         if not paths:
             raise ResurfaceError(f"{place}: found no score tables {pattern}; look there for those that there are")
-        return _type_columns(read_scores(paths))
+        return _type_columns(read_scores(paths), MODEL)
 
 
 def load_results(folder: str | Path = "results") -> Results:
-    """Load the tables of a results folder.
+    """The tables of a results folder.
 
     Args:
         folder: what the workflow made.
 
     Raises:
-        ResurfaceError: a table is missing or damaged.
+        ResurfaceError: there is no summary, so this is no folder of results.
     """
     place = Path(folder)
-    kinds = {
-        "verdicts": (VERDICT_KINDS, False),
-        "evidence": (EVIDENCE_KINDS, False),
-        "summary": (SUMMARY_KINDS, False),
-        "worst_case": (WORST_CASE_KINDS, True),
-        "perplexity": (PERPLEXITY_SUMMARY_KINDS, True),
-        "answers": (ANSWER_KINDS, False),
-        "costs": (COST_KINDS, False),
-    }
-    tables = {
-        name: _type_columns(read_results(place / f"{name}.parquet", columns, is_empty_allowed))
-        for name, (columns, is_empty_allowed) in kinds.items()
-    }
-    return Results(place, **tables)
+    if not (place / "summary.parquet").is_file():
+        raise ResurfaceError(
+            f"{place}: no summary.parquet, so this is no folder of results; name the one that the workflow made, often `results`"
+        )
+    return Results(place)
 
 
-def _type_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Texts as `string` and seeds as `Int64`, whatever parquet made of them."""
+def _read_table(path: Path, kinds: dict[str, Kind], is_empty_allowed: bool = False) -> pd.DataFrame:
+    """A table, checked and typed.
+
+    Raises:
+        ResurfaceError: it is missing, damaged or of another version.
+    """
+    try:
+        return _type_columns(read_results(path, kinds, is_empty_allowed), kinds)
+    except ResurfaceError as error:
+        raise ResurfaceError(
+            f"{error}. If another version of Resurface made this folder, `snakemake --cores all` makes such tables anew"
+        ) from None
+
+
+def _type_columns(table: pd.DataFrame, kinds: dict[str, Kind]) -> pd.DataFrame:
+    """Texts as `string`, seeds as `Int64` and numbers that may be missing as floats, whatever parquet made of them."""
+    gaps = [name for name, kind in kinds.items() if kind in (NUMBER_OR_NONE, SHARE_OR_NONE)]
     texts = [
-        name for name in table.columns if table[name].dtype == object or isinstance(table[name].dtype, pd.StringDtype)
+        name
+        for name in table.columns.difference(gaps)
+        if table[name].dtype == object or isinstance(table[name].dtype, pd.StringDtype)
     ]
-    seeds = {"seed": "Int64"} if "seed" in table.columns else {}
-    return table.astype({**dict.fromkeys(texts, "string"), **seeds})
+    others = {name: "Int64" if kind is SEED else "bool" for name, kind in kinds.items() if kind in (SEED, FLAG)}
+    return table.astype(dict.fromkeys(texts, "string") | dict.fromkeys(gaps, "float64") | others)

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import json
+import shutil
 
 import altair as alt
 import pandas as pd
@@ -39,6 +40,11 @@ def test_tables_are_tidy_and_typed(finished):
             results.scores(method="npo", attack="gcg")
     finally:
         (left / "gcg.parquet").unlink()
+    for name in ("excess", "excess_needed_facts", "gain_needed_facts", "recovery"):
+        assert results.evidence[name].dtype == "float64"
+    assert results.evidence["facts"].dtype == "int64"
+    assert set(results.refusals["method"]) == {"rmu", "npo", "original", "never_learned"}
+    assert results.refusals["refused"].dtype == "bool"
     spent = results.costs.groupby("rule").size()
     assert spent[["unlearn", "score"]].tolist() == [2, 4 * 3 + 1]
     assert (results.costs["wall_seconds"] > 0).all()
@@ -46,9 +52,23 @@ def test_tables_are_tidy_and_typed(finished):
         results.scores(method="dpo")
 
 
-def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(ResurfaceError, match=r"verdicts\.parquet: no such file"):
+def test_a_table_of_another_version_keeps_no_other_from_being_read(finished, tmp_path):
+    with pytest.raises(ResurfaceError, match=r"no summary\.parquet, so this is no folder of results"):
         resurface.load_results(tmp_path)
+    place = tmp_path / "results"
+    place.mkdir()
+    for path in (finished / "results").glob("*.parquet"):
+        shutil.copy(path, place)
+    (place / "costs.parquet").unlink()
+    pd.read_parquet(place / "evidence.parquet").drop(columns="known").to_parquet(place / "evidence.parquet")
+    results = resurface.load_results(place)
+    assert len(results.verdicts) == 2
+    for name, said in (("evidence", "the column 'known' is missing"), ("costs", "no such file")):
+        with pytest.raises(ResurfaceError, match=rf"{name}\.parquet: {said}.*another version of Resurface"):
+            getattr(results, name)
+    assert results != resurface.load_results(place), "tables have no one truth value"
+    assert results.refusals.empty
+    assert (results.refusals["method"].dtype, results.refusals["refused"].dtype) == ("string", "bool")
 
 
 def test_the_notebook_runs(finished):
