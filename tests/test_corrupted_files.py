@@ -733,6 +733,7 @@ def test_tables_of_the_report(shared, tmp_path, name):
         "recovery",
         "excess",
         "gain",
+        "known",
         "control_accuracy",
         "unattacked_accuracy",
         "p_value",
