@@ -6,6 +6,7 @@ import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -29,11 +30,6 @@ def check_device(name: str) -> str:
     if not re.fullmatch(r"cpu|cuda:\d+", name):
         raise argparse.ArgumentTypeError(f"found {name!r}; allowed are cpu and cuda:<number>")
     return name
-
-
-def _in_turn(devices: list[str], numbers: list[int]) -> list[str]:
-    """The device of each number."""
-    return [devices[place % len(devices)] for place in range(len(numbers))]
 
 
 def main() -> None:
@@ -74,9 +70,9 @@ def main() -> None:
                 : given.most
             ]
             needed = sorted({number for world in missing for number in models_of_world(world, size)})
-            list(pool.map(partial(teach_other, place, size), needed, _in_turn(devices, needed)))
+            list(pool.map(partial(teach_other, place, size), needed, cycle(devices)))
             audit = partial(audit_world, place, size, max(1, given.cores // max(1, len(missing))))
-            for world, verdicts in zip(missing, pool.map(audit, missing, _in_turn(devices, missing)), strict=True):
+            for world, verdicts in zip(missing, pool.map(audit, missing, cycle(devices)), strict=True):
                 shown = verdicts[["method", "truth", "unattacked_accuracy", "verdict"]].round(2).to_string(index=False)
                 print(f"world {world}", shown, sep="\n", flush=True)
     except ResurfaceError as error:

@@ -41,7 +41,7 @@ def test_intervals_of_shares_cover_at_their_rate_near_the_ends_too(p, alike):
         right = np.where(generator.random(facts) < alike, same, generator.binomial(3, p, facts))
         low, high = wilson(right.sum() / sizes.sum(), effective_questions(right, sizes, 0.95), 0.95)
         covered += low <= p <= high
-    assert 0.92 <= covered / runs <= 1.0
+    assert 0.92 <= covered / runs <= 0.995
     assert effective_questions(np.zeros(facts), sizes, 0.95) == pytest.approx(facts)
     assert effective_questions(sizes, sizes, 0.95) == pytest.approx(facts)
     assert effective_questions(np.ones(facts), np.ones(facts), 0.95) == facts
@@ -121,7 +121,7 @@ def test_intervals_cover_at_their_rate(seeds, spread, is_uneven):
         low, high = np.percentile(uncertainty.resampled, [2.5, 97.5])
         covered += low <= truth <= high
         wide += abs(differences.sum() / seeds / sizes.sum() - truth) <= uncertainty.half_width(0.01)
-    assert 0.93 <= covered / runs <= (0.97 if seeds == 1 else 0.995)
+    assert 0.93 <= covered / runs <= (0.97 if seeds == 1 or spread > 0.02 else 0.995)
     assert wide / runs >= 0.975
 
 
