@@ -16,15 +16,20 @@ import pandas as pd
 
 from resurface.analysis.summary import read_scores
 from resurface.analysis.tables import (
+    AMOUNT,
     ANSWER_KINDS,
     COST_KINDS,
+    COUNT,
     EVIDENCE_KINDS,
     FLAG,
     MODEL,
+    NUMBER,
     NUMBER_OR_NONE,
     PERPLEXITY_SUMMARY_KINDS,
     REFUSAL_KINDS,
+    SCORE_KINDS,
     SEED,
+    SHARE,
     SHARE_OR_NONE,
     SUMMARY_KINDS,
     VERDICT_KINDS,
@@ -34,10 +39,20 @@ from resurface.analysis.tables import (
 )
 from resurface.errors import ResurfaceError
 
+# What pandas holds a column of a kind as; the others are texts.
+TYPES: dict[Kind, str] = {
+    SEED: "Int64",
+    FLAG: "bool",
+    COUNT: "int64",
+    **dict.fromkeys((SHARE, SHARE_OR_NONE, NUMBER, NUMBER_OR_NONE, AMOUNT), "float64"),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The tables of a results folder. Names are texts (`string`), seeds nullable whole numbers (`Int64`).
+    """The tables of a results folder.
+
+    Names are texts (`string`), seeds nullable whole numbers (`Int64`), counts `int64`, all other numbers `float64`.
 
     Attributes:
         folder: where they are.
@@ -89,7 +104,9 @@ class Results:
         paths = sorted((self.folder / "refusals").rglob("*.parquet"))
         if not paths:
             return _type_columns(pd.DataFrame(columns=list(REFUSAL_KINDS)), REFUSAL_KINDS)
-        return pd.concat([_read_table(path, REFUSAL_KINDS) for path in paths], ignore_index=True)
+        found = pd.concat([_read_table(path, REFUSAL_KINDS) for path in paths], ignore_index=True)
+        # As among score tables, there may be those of an earlier configuration.
+        return found.merge(self.summary[list(MODEL)].drop_duplicates())
 
     def _read(self, name: str, kinds: dict[str, Kind], is_empty_allowed: bool = False) -> pd.DataFrame:
         return _read_table(self.folder / f"{name}.parquet", kinds, is_empty_allowed)
@@ -112,7 +129,8 @@ class Results:
         paths = sorted(path for path in place.glob(pattern) if (path.parts[-4], path.parts[-3], path.stem) in known)
         if not paths:
             raise ResurfaceError(f"{place}: found no score tables {pattern}; look there for those that there are")
-        return _type_columns(read_scores(paths), MODEL)
+        scores = read_scores(paths)
+        return _type_columns(scores, {name: kind for name, kind in SCORE_KINDS.items() if name in scores.columns})
 
 
 def load_results(folder: str | Path = "results") -> Results:
@@ -147,12 +165,5 @@ def _read_table(path: Path, kinds: dict[str, Kind], is_empty_allowed: bool = Fal
 
 
 def _type_columns(table: pd.DataFrame, kinds: dict[str, Kind]) -> pd.DataFrame:
-    """Texts as `string`, seeds as `Int64` and numbers that may be missing as floats, whatever parquet made of them."""
-    gaps = [name for name, kind in kinds.items() if kind in (NUMBER_OR_NONE, SHARE_OR_NONE)]
-    texts = [
-        name
-        for name in table.columns.difference(gaps)
-        if table[name].dtype == object or isinstance(table[name].dtype, pd.StringDtype)
-    ]
-    others = {name: "Int64" if kind is SEED else "bool" for name, kind in kinds.items() if kind in (SEED, FLAG)}
-    return table.astype(dict.fromkeys(texts, "string") | dict.fromkeys(gaps, "float64") | others)
+    """Each column by its kind, whatever parquet made of its values: a table without gaps has the types of one with them."""
+    return table.astype({name: TYPES.get(kind, "string") for name, kind in kinds.items()})

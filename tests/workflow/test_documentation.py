@@ -12,7 +12,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -133,29 +137,170 @@ def test_commands_are_marked_as_such_and_those_run_elsewhere_are():
                 assert not [line for line in block.text.splitlines() if COMMANDS.match(line)], (page, block.text)
 
 
-def test_commands_within_sentences_exist():
+def read_inline_commands(page: str) -> list[list[str]]:
+    """The commands within the sentences of a page, or of a notebook's, as words; `…` stands for whatever is left out."""
+    text = page_text(page)
+    if page.endswith(".ipynb"):
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+    parts = [part for span in spans if INLINE.match(span) for part in span.split(" && ")]
+    return [shlex.split(INLINE.sub(r"\1", part)) for part in parts]
+
+
+def page_text(page: str) -> str:
+    """A page as it stands in its file."""
+    return (ROOT / page).read_text()
+
+
+def split_options(words: list[str]) -> tuple[list[str], list[str]]:
+    """The names of options, without values that are joined to them, and all other words."""
+    options = [word.split("=")[0] for word in words if word.startswith("-")]
+    return options, [word for word in words if not word.startswith("-") and "…" not in word]
+
+
+@cache
+def read_help(*words: str) -> str:
+    """What a module says of its options."""
+    command = [sys.executable, "-m", *words, "--help"]
+    run = subprocess.run(command, cwd=ROOT, env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True)
+    assert run.returncode == 0, (words, run.stderr)
+    return run.stdout
+
+
+def check_options(options: list[str], *words: str) -> None:
+    """Check that the help of a module names each option."""
+    known = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", read_help(*words)))
+    assert set(options) <= known, (words, set(options) - known)
+
+
+def check_resurface(words: list[str]) -> None:
+    """Check that subcommands, and the options of each, exist."""
     from resurface.cli import app
 
-    tree = typer.main.get_command(app)
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    seen = 0
-    for page, path in PAGES.items():
-        prose = FENCE.sub("", path.read_text())
-        for command in re.findall(r"`((?:make|resurface) [^`\n]+)`", prose):
-            words = [word for word in shlex.split(command) if word != "…"]
-            if words[0] == "make":
-                assert words[1] in targets, (page, command)
-            else:
-                found = tree
-                for word in words[1:]:
-                    if word.startswith("--"):
-                        names = {name for option in found.params for name in option.opts}
-                        assert word in names, (page, command)
-                    elif hasattr(found, "commands") and not word.isdigit():
-                        assert word in found.commands, (page, command)
-                        found = found.commands[word]
-            seen += 1
-    assert seen > 20
+    found = typer.main.get_command(app)
+    for word in words:
+        if word.startswith("--"):
+            assert word in {name for option in found.params for name in option.opts}, word
+        elif hasattr(found, "commands") and "…" not in word and not word.isdigit():
+            assert word in found.commands, word
+            found = found.commands[word]
+
+
+def check_make(words: list[str]) -> None:
+    """Check that targets exist."""
+    targets = set(re.findall(r"^([a-z]+):", page_text("Makefile"), flags=re.MULTILINE))
+    assert set(split_options(words)[1]) <= targets
+
+
+def check_snakemake(words: list[str]) -> None:
+    """Check that Snakemake takes the options, and that rules exist."""
+    from snakemake.cli import get_argument_parser
+
+    parser = get_argument_parser()
+    parser.allow_abbrev = False
+    given = parser.parse_args(words)
+    sources = [ROOT / "Snakefile", *(ROOT / "workflow").rglob("*.smk")]
+    rules = {name for path in sources for name in re.findall(r"^rule (\w+):", path.read_text(), flags=re.MULTILINE)}
+    asked = {*given.until, *given.omit_from, *(given.forcerun or []), *given.targets}
+    assert {str(name) for name in asked if not re.search("[/…]", str(name))} <= rules
+
+
+def check_module(words: list[str]) -> None:
+    """Check that `python -m` finds the module, and that it takes the options and needs no other argument."""
+    name, *rest = words
+    if name in CHECKS:
+        return CHECKS[name](rest)
+    options, others = split_options(rest)
+    assert find_spec(name), name
+    if name.startswith("resurface."):
+        assert not rest, "these modules take nothing"
+        return None
+    check_options(options, name)
+    needed = re.sub(r"\[[^\[\]]*(\[[^\[\]]*\])*[^\[\]]*\]", "", read_help(name).split("\n\n")[0]).split()[2:]
+    assert len(others) >= len(needed) or "…" in rest, f"{name} needs {needed}"
+    return None
+
+
+def check_pytest(words: list[str]) -> None:
+    """Check that pytest takes the options, and that there are such tests and marks."""
+    options, _ = split_options(words)
+    check_options(options, "pytest")
+    tests = [ROOT / word for word in words if word.startswith("tests/")] or list((ROOT / "tests").rglob("test_*.py"))
+    names = " ".join(name for path in tests for name in re.findall(r"^def (test_.*)\(", path.read_text(), re.MULTILINE))
+    marks = " ".join(re.findall(r'^    "(\w+): ', page_text("pyproject.toml"), re.MULTILINE))
+    for option, word in pairwise(words):
+        for part in {*re.findall(r"\w+", word)} - {"and", "or", "not"} if option in ("-k", "-m") else ():
+            assert part in (names if option == "-k" else marks), part
+
+
+def check_subcommand(tool: str, words: list[str]) -> None:
+    """Check that a tool has the subcommand, and that it takes the options."""
+    check_options(split_options(words)[0], tool, *words[:1])
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
+    "resurface": check_resurface,
+    "snakemake": check_snakemake,
+    "make": check_make,
+    "python -m": check_module,
+    "pytest": check_pytest,
+    "pip": partial(check_subcommand, "pip"),
+    "mkdocs": partial(check_subcommand, "mkdocs"),
+}
+# What stands before it says where and with which settings of the environment it is run.
+INLINE = re.compile(rf"^(?:\w+=\S* )*(?:\.venv/bin/)?({'|'.join(CHECKS)})(?= |$)")
+
+
+def check_command(words: list[str]) -> None:
+    """Check that a command can be read by what it starts, and that files of the project that it names exist."""
+    tool, rest = ("python -m", words[2:]) if words[0] == "python" else (words[0], words[1:])
+    folders = tuple(f"{name}/" for name in ("benchmarks", "docs", "envs", "profiles", "src", "tests", "workflow"))
+    for word in rest:
+        assert not word.startswith(folders) or "…" in word or (ROOT / word.split("::")[0]).exists(), word
+    CHECKS[tool](rest)
+
+
+def test_commands_within_sentences_exist():
+    commands = {
+        page: [words for words in read_inline_commands(page) if len(words) > 1] for page in (*PAGES, "docs/audit.ipynb")
+    }
+    for page, found in commands.items():
+        for words in found:
+            try:
+                check_command(words)
+            except (AssertionError, SystemExit) as error:
+                pytest.fail(f"{page}: {shlex.join(words)}: {error}")
+    assert sum(map(len, commands.values())) > 40
+    assert {words[0] for found in commands.values() for words in found} >= {"snakemake", "python", "pytest", "pip"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "resurface shows",
+        "resurface audit prove",
+        "resurface plan --nothing",
+        "make tea",
+        "snakemake --core all",
+        "snakemake --cores all --until modl",
+        "snakemake calibration",
+        "snakemake --cores all --workflow-profile profiles/slrm",
+        "python -m benchmarks.scales",
+        "python -m benchmarks.scale",
+        "python -m benchmarks.scale folder --gpu 2",
+        "python -m pytest --nothing",
+        "pytest tests/test_nothing.py",
+        "pytest tests/test_launch.py -k three_gpus",
+        "pytest -m fault_finding",
+        "pip instal bitsandbytes",
+        "pip install --requirements envs/cluster.lock",
+        "mkdocs built",
+    ],
+)
+def test_commands_that_do_not_exist_are_found(command):
+    with pytest.raises((AssertionError, SystemExit)):
+        check_command(shlex.split(command))
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

@@ -8,7 +8,7 @@ import shutil
 import altair as alt
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import DOMAIN, ROOT
 
 import resurface
 from resurface.errors import ResurfaceError
@@ -43,6 +43,7 @@ def test_tables_are_tidy_and_typed(finished):
     for name in ("excess", "excess_needed_facts", "gain_needed_facts", "recovery"):
         assert results.evidence[name].dtype == "float64"
     assert results.evidence["facts"].dtype == "int64"
+    assert results.costs["peak_memory"].dtype == "float64"
     assert set(results.refusals["method"]) == {"rmu", "npo", "original", "never_learned"}
     assert results.refusals["refused"].dtype == "bool"
     spent = results.costs.groupby("rule").size()
@@ -69,6 +70,27 @@ def test_a_table_of_another_version_keeps_no_other_from_being_read(finished, tmp
     assert results != resurface.load_results(place), "tables have no one truth value"
     assert results.refusals.empty
     assert (results.refusals["method"].dtype, results.refusals["refused"].dtype) == ("string", "bool")
+
+
+def test_types_are_those_of_the_columns_whatever_the_values(finished, tmp_path):
+    place = tmp_path / "results"
+    place.mkdir()
+    table = pd.read_parquet(finished / "results" / "summary.parquet")
+    table = table.assign(accuracy=1, excess=1, n=table["n"].astype(float), seed=table["seed"].astype(float))
+    table.to_parquet(place / "summary.parquet")
+    expected = resurface.load_results(finished / "results").summary.dtypes
+    pd.testing.assert_series_equal(resurface.load_results(place).summary.dtypes, expected)
+
+
+def test_refusals_of_an_earlier_configuration_are_left_out(finished, tmp_path):
+    shutil.copytree(finished / "results" / "refusals", tmp_path / "refusals")
+    shutil.copy(finished / "results" / "summary.parquet", tmp_path)
+    expected = resurface.load_results(tmp_path).refusals
+    own = tmp_path / "refusals" / DOMAIN / "rmu" / "seed0.parquet"
+    for change in ({"method": "dpo"}, {"seed": 7}):
+        (stale,) = change.values()
+        pd.read_parquet(own).assign(**change).to_parquet(own.with_name(f"stale-{stale}.parquet"))
+    pd.testing.assert_frame_equal(resurface.load_results(tmp_path).refusals, expected)
 
 
 def test_the_notebook_runs(finished):
