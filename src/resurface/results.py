@@ -125,12 +125,14 @@ class Results:
         place = self.folder / "scores"
         pattern = f"{domain or '*'}/{method or '*'}/seed*/{attack or '*'}.parquet"
         # Tables of an earlier configuration may lie beside those of this one.
-        known = set(map(tuple, self.summary[["domain", "method", "attack"]].drop_duplicates().to_numpy()))
-        paths = sorted(path for path in place.glob(pattern) if (path.parts[-4], path.parts[-3], path.stem) in known)
+        known = self.summary[[*MODEL, "attack"]].drop_duplicates()
+        names = set(map(tuple, known[["domain", "method", "attack"]].to_numpy()))
+        paths = sorted(path for path in place.glob(pattern) if (path.parts[-4], path.parts[-3], path.stem) in names)
         if not paths:
             raise ResurfaceError(f"{place}: found no score tables {pattern}; look there for those that there are")
         scores = read_scores(paths)
-        return _type_columns(scores, {name: kind for name, kind in SCORE_KINDS.items() if name in scores.columns})
+        scores = _type_columns(scores, {name: kind for name, kind in SCORE_KINDS.items() if name in scores.columns})
+        return scores.merge(known)
 
 
 def load_results(folder: str | Path = "results") -> Results:

@@ -72,6 +72,18 @@ def test_a_table_of_another_version_keeps_no_other_from_being_read(finished, tmp
     assert (results.refusals["method"].dtype, results.refusals["refused"].dtype) == ("string", "bool")
 
 
+def test_scores_of_an_earlier_configuration_s_seeds_are_left_out(finished, tmp_path):
+    shutil.copytree(finished / "results" / "scores", tmp_path / "scores")
+    shutil.copy(finished / "results" / "summary.parquet", tmp_path)
+    expected = resurface.load_results(tmp_path).scores()
+    assert expected["seed"].isna().any()
+    own = tmp_path / "scores" / DOMAIN / "rmu"
+    shutil.copytree(own / "seed0", own / "seed7")
+    for path in (own / "seed7").glob("*.parquet"):
+        pd.read_parquet(path).assign(seed=7).to_parquet(path)
+    pd.testing.assert_frame_equal(resurface.load_results(tmp_path).scores(), expected)
+
+
 def test_types_are_those_of_the_columns_whatever_the_values(finished, tmp_path):
     place = tmp_path / "results"
     place.mkdir()
