@@ -1,4 +1,7 @@
-"""Training steps that are replayed: in every family of models the same losses and weights as by steps that are not. Needs a GPU."""
+"""Training steps that are replayed: in every family of models the same losses and weights as by steps that are not. Needs one GPU.
+
+Jobs see one GPU only; with several, transformers' trainer would spread a batch over them and steps could not be recorded.
+"""
 
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from resurface.models import load_model
 from resurface.settings.finetuning import FinetuningSettings
 from resurface.trainer_runs import run_trainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs one GPU: CUDA_VISIBLE_DEVICES=0")
 
 
 def train(folder, place, is_recorded, batch_size):
