@@ -234,8 +234,7 @@ def render(
     found = findings or read_findings(None, summary)
     tables = Tables(summary, make_worst_case(), make_evidence(), make_verdicts(HOSTILE), found, refusals, perplexity)
     write_report(tables, EXPERIMENT, output)
-    page = output.read_text(encoding="utf-8").replace("\u00a0", " ")
-    return re.sub('<span class="interval">(.*?)</span>', r"\1", page)
+    return output.read_text(encoding="utf-8").replace("\u00a0", " ")
 
 
 def test_verdicts_come_first_with_what_would_settle_them(page):
@@ -254,7 +253,7 @@ def test_verdicts_come_first_with_what_would_settle_them(page):
 def test_the_evidence_is_shown_attack_by_attack(page):
     rows = page[page.index("The evidence") :]
     cells = re.findall(r"<td>(.*?)</td>", rows[: rows.index("</table>")])
-    excess, gain = ["45 points [35–55]", "&lt; 0.001"], ["45 points [35–55]", "0.042"]
+    excess, gain = ["45 points [35 to 55]", "&lt; 0.001"], ["45 points [35 to 55]", "0.042"]
     assert cells[:9] == ["finetuning", "80 %", "35 %", *excess, *gain, "56 points", "10 points"]
     assert cells[9:] == ["logit lens", "80 %", *["–"] * 7]
 
@@ -262,7 +261,7 @@ def test_the_evidence_is_shown_attack_by_attack(page):
 def test_the_worst_case_is_a_mean_over_seeds(page):
     rows = page[page.index("The worst case") :]
     cells = re.findall(r"<td>(.*?)</td>", rows[: rows.index("</table>")])
-    assert cells == ["finetuning / logit lens", "80 %", "45 points [35–55]", "64 %", "3 %", "62 %"]
+    assert cells == ["finetuning / logit lens", "80 %", "45 points [35 to 55]", "64 %", "3 %", "62 %"]
 
 
 @pytest.fixture(scope="module")
@@ -308,13 +307,13 @@ def test_accessible_tables(page: str) -> None:
 def test_sentences(page: str) -> None:
     assert (
         "<strong>NPO</strong>: 14 % without attack, 44 % under finetuning (forget-n20, plain): "
-        "recovery 16 % [5–27], excess over control 11 points [35–55]." in page
+        "recovery 16 % [5 to 27], excess over control 11 points [35 to 55]." in page
     ), "intervals are the evidence's, which count seeds"
 
 
 def test_best_on_test_and_seeds_in_small_print(page: str) -> None:
     assert "best on test: 46 % (forget-n20, chat)" in page
-    assert "2 seeds: accuracy 42–46, recovery 14–18, excess 9–13" in page
+    assert "2 seeds: accuracy 42 to 46, recovery 14 to 18, excess 9 to 13" in page
     assert "(from-npo" not in page, "what was made on another model is neither selected nor the best"
 
 
@@ -341,7 +340,7 @@ def test_the_share_of_informed_prompts_that_exceed(page: str) -> None:
 
 def test_refusals(page: str) -> None:
     assert "refused, chat" in page
-    assert "<td>75 %<small>seeds 50–100</small></td>" in page
+    assert "<td>75 %<small>seeds 50 to 100</small></td>" in page
 
 
 def test_perplexity_of_the_selected_variant_is_a_mean_over_seeds(page: str) -> None:
@@ -448,7 +447,9 @@ def test_the_pruning_grid_has_a_panel_per_model_and_scoring() -> None:
 
 
 @pytest.mark.parametrize(("blocks", "has_numbers"), [(2, True), (32, False)])
-def test_the_lens_has_a_panel_per_model_with_its_accuracy_without_attack(monkeypatch, blocks, has_numbers):
+def test_the_lens_has_a_panel_per_model_with_its_accuracy_without_attack_and_its_best_cell(
+    monkeypatch, blocks, has_numbers
+):
     monkeypatch.setitem(
         VARIANTS, "logit_lens", {f"{stream}-block{block}": block / 40 for stream in STREAMS for block in range(blocks)}
     )
@@ -456,6 +457,8 @@ def test_the_lens_has_a_panel_per_model_with_its_accuracy_without_attack(monkeyp
     svg = draw_svg(chart, "lens").replace("\u00a0", " ")
     for title in ("never-learned (control)", "28 % without attack", "NPO", "14 % without attack"):
         assert svg.count(f">{title}<") == 1
+    best = percent(0.12 + 0.5 * (blocks - 1) / 40 + 0.02).replace("\u00a0", " ")
+    assert svg.count(f">{best} at best (attention output, block {blocks - 1})<") == 1, "the first of several"
     for stream in STREAMS.values():
         assert f">{stream}<" in svg
     cells = datasets(chart)

@@ -1,7 +1,9 @@
 """The report in a real browser: it loads nothing else, complains of nothing, and its tables can be sorted and filtered."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from test_report import (
     VARIANTS,
     make_evidence,
     make_findings,
+    make_perplexity,
     make_summary,
     make_verdicts,
     make_worst_case,
@@ -79,15 +82,29 @@ def make_costs():
     )
 
 
+def of_three(table, column, values):
+    """A table of NPO, and the same of two other models with other values of a column."""
+    others = [
+        table.assign(method=name, **{column: value}) for name, value in zip(("rmu", HOSTILE), values, strict=True)
+    ]
+    return pd.concat([table, *others], ignore_index=True)
+
+
 @pytest.fixture(scope="module")
 def opened(browser, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
+    found = make_findings()
     tables = Tables(
         make_summary(),
-        make_worst_case(),
-        make_evidence(),
+        of_three(make_worst_case(), "excess", (0.05, -0.1)),
+        of_three(make_evidence(), "excess", (0.09, -0.1)),
         make_verdicts(HOSTILE),
-        make_findings(),
+        replace(
+            found,
+            prefixes=found.prefixes.assign(seed=[2, 10]),
+            rewrites=of_three(found.rewrites, "rounds", (9.5, 101.0)),
+        ),
+        perplexity=of_three(make_perplexity(), "original", (150.0, 1234.0)),
         answers=make_answers(),
         costs=make_costs(),
         questions={"runecraft": {"q1": f"Which rune?\nA. {HOSTILE}"}},
@@ -122,10 +139,10 @@ def test_hostile_text_stays_text(opened):
 def test_a_click_sorts_and_what_is_missing_stays_last(opened):
     table = "#domain-0-evidence"
     headers = opened.find_elements("css selector", f"{table} thead th button")
-    assert column(opened, table, 1) == ["finetuning", "logit lens"]
-    for expected in (["logit lens", "finetuning"], ["finetuning", "logit lens"]):
+    assert column(opened, table, 1) == ["finetuning", "logit lens"] * 3
+    for first, second in (("logit lens", "finetuning"), ("finetuning", "logit lens")):
         headers[1].click()
-        assert column(opened, table, 1) == expected
+        assert column(opened, table, 1) == [first] * 3 + [second] * 3
     for direction in ("descending", "ascending"):
         headers[4].click()
         assert column(opened, table, 4)[-1] == "–"
@@ -142,8 +159,42 @@ def test_what_was_not_run_stays_last_too(opened):
 
 
 def test_times_are_sorted_whatever_their_unit(opened):
-    opened.find_elements("css selector", "#costs-table thead th button")[2].click()
-    assert column(opened, "#costs-table", 2) == ["2.0 h", "5 min", "50.0 s"]
+    for expected in (["2.0 h", "5 min", "50.0 s"], ["50.0 s", "5 min", "2.0 h"]):
+        opened.find_elements("css selector", "#costs-table thead th button")[2].click()
+        assert column(opened, "#costs-table", 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "head", "numbers"),
+    [
+        ("main", "no attack", [98, 32, 28, 14]),
+        ("evidence", "excess over control", [45, 9, 9, -10, -10]),
+        ("worst-case", "excess over control", [45, 5, -10]),
+        ("rewrites", "rounds, whole", [101, 12, 9.5]),
+        ("perplexity", "original reads its own text", [1234, 2.5]),
+        ("tradeoff", "chat", [100, 34, 30, 16]),
+    ],
+)
+def test_numbers_are_sorted_both_ways(opened, table, head, numbers):
+    from selenium.webdriver.common.keys import Keys
+
+    table = f"#domain-0-{table}"
+    heads = opened.find_elements("css selector", f"{table} thead tr:last-child th")
+    place = [one.text for one in heads].index(head)
+    found = {}
+    for _ in range(2):
+        heads[place].find_element("css selector", "button").send_keys(Keys.ENTER)
+        texts = [text.replace("−", "-").replace(",", "") for text in column(opened, table, place) if text != "–"]
+        found[heads[place].get_attribute("aria-sort")] = [float(re.match(r"[-\d.]+", text)[0]) for text in texts]
+    assert found == {"descending": numbers, "ascending": numbers[::-1]}
+
+
+def test_names_are_sorted_by_the_numbers_in_them(opened):
+    table = "#domain-0-prefixes"
+    button = opened.find_elements("css selector", f"{table} thead th button")[0]
+    for expected in (["NPO, seed 10", "NPO, seed 2"], ["NPO, seed 2", "NPO, seed 10"]):
+        button.click()
+        assert column(opened, table, 0) == expected
 
 
 def test_keys_reach_headers_and_scrolling_tables(opened):
@@ -158,7 +209,14 @@ def test_keys_reach_headers_and_scrolling_tables(opened):
     [
         ("domain-0-main", "npo block1", 0, ["NPO"], 4),
         ("domain-0-main", "original not run", 0, ["original"], 4),
-        ("domain-0-evidence", "lens npo", 1, ["logit lens"], 2),
+        ("domain-0-evidence", "lens npo", 1, ["logit lens"], 6),
+        ("domain-0-worst-case", "npo −", 0, [], 3),
+        ("domain-0-worst-case", "npo logit", 0, ["NPO"], 3),
+        ("domain-0-rewrites", "informed rmu", 0, ["RMU"], 3),
+        ("domain-0-prefixes", "seed gcg 10", 0, ["NPO, seed 10"], 2),
+        ("domain-0-perplexity", "1,234", 2, ["1,234"], 2),
+        ("domain-0-tradeoff", "original", 0, ["original"], 4),
+        ("costs-table", "min", 0, ["unlearn"], 3),
     ],
 )
 def test_words_filter_rows(opened, table, words, number, left, rows):
@@ -172,15 +230,35 @@ def test_words_filter_rows(opened, table, words, number, left, rows):
     assert len(column(opened, f"#{table}", number)) == rows
 
 
-def test_no_line_break_divides_an_interval(opened):
-    pieces = opened.execute_script(
-        "document.body.style.width = '20rem';"
-        "const found = [...document.querySelectorAll('.interval')].map(one => one.getClientRects().length);"
-        "document.body.style.width = '';"
-        "return found"
+def test_each_table_that_can_be_sorted_can_be_filtered(opened):
+    tables, fields = opened.execute_script(
+        "return [[...document.querySelectorAll('table.sortable')].map(one => one.id),"
+        "[...document.querySelectorAll('input[data-filters]')].map(one => one.dataset.filters)]"
     )
-    assert len(pieces) > 20
-    assert set(pieces) == {1}
+    assert tables == fields
+    assert len(tables) == 8
+
+
+def test_no_line_break_divides_an_interval(opened):
+    lines = opened.execute_script(
+        """
+        document.body.style.width = '20rem';
+        const lines = [];
+        const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) {
+          for (const found of walker.currentNode.data.matchAll(/\\[?−?\\d+\\sto\\s−?\\d+\\]?/g)) {
+            const range = document.createRange();
+            range.setStart(walker.currentNode, found.index);
+            range.setEnd(walker.currentNode, found.index + found[0].length);
+            lines.push(new Set(Array.from(range.getClientRects(), one => one.top)).size);
+          }
+        }
+        document.body.style.width = '';
+        return lines;
+        """
+    )
+    assert len(lines) > 20
+    assert set(lines) == {1}
 
 
 def test_one_can_look_through_the_answers(opened):

@@ -25,9 +25,10 @@ CAPTIONS = {
     "lens_by_block": (
         "Logit lens",
         "Accuracy on the forget questions when the answer is read from inside the model, by block (across) and stream (down): the "
-        "output of attention, the residual stream after it (middle), the output of the MLP, or the output of the block. A cell lighter "
-        "than the model's own accuracy without attack, which stands above its panel, is knowledge that later blocks hide.",
-        "The control shows how far such a cell may lie above it by the choice among so many.",
+        "output of attention, the residual stream after it (middle), the output of the MLP, or the output of the block. Above each "
+        "panel stand the model's own accuracy without attack and the best cell. A cell lighter than the former may be knowledge that "
+        "later blocks hide; with so many cells, some are lighter by chance.",
+        "How much lighter, the control's panel shows: it never learned what could be hidden.",
     ),
     "pruning_grid": (
         "Set difference pruning",

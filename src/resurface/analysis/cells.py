@@ -139,21 +139,21 @@ def display_name(name: str) -> str:
 
 def percent(value: float) -> str:
     """A share in percent, or a dash where there is none."""
-    return "–" if pd.isna(value) else f"{_whole(value)}\u00a0%"
+    return "–" if pd.isna(value) else f"{whole(value)}\u00a0%"
 
 
 def interval(low: float, high: float) -> str:
     """An interval of shares in percent or points, without the unit."""
     if pd.isna(low) or pd.isna(high):
         return "–"
-    return f"{_whole(low)} to {_whole(high)}" if low < 0 else f"{_whole(low)}–{_whole(high)}"
+    return f"{whole(low)} to {whole(high)}" if low < 0 else f"{whole(low)}–{whole(high)}"
 
 
 def points(value: float) -> str:
     """A difference of shares in percentage points, or a dash where there is none."""
-    return "–" if pd.isna(value) else f"{_whole(value)}\u00a0points"
+    return "–" if pd.isna(value) else f"{whole(value)}\u00a0points"
 
 
-def _whole(value: float) -> str:
+def whole(value: float) -> str:
     """A share as whole percent with a real minus sign."""
     return f"{round(value * 100)}".replace("-", "−")

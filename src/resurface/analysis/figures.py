@@ -214,7 +214,7 @@ def _sample_panels(
 
 
 def lens_by_block(summary: pd.DataFrame) -> alt.VConcatChart:
-    """Heat map of test accuracy of the logit lens, streams × blocks; a panel per model, with its accuracy without attack."""
+    """Heat map of test accuracy of the logit lens, streams × blocks; a panel per model, with its accuracy without attack and its best cell."""
     return stack_domains(summary, _lens_panel, seeds_note(summary))
 
 
@@ -249,8 +249,12 @@ def _lens_panel(summary: pd.DataFrame, domain: str) -> alt.TopLevelMixin:
         layers = [base.mark_rect(stroke="white", strokeWidth=1 if has_numbers else 0.5).encode(color=heat)]
         if has_numbers:
             layers.append(base.mark_text(fontSize=10, fontWeight="bold").encode(text="label:N", color=text_colour))
-        without_attack = f"{percent(unattacked.get(model, math.nan))} without attack"
-        title = alt.Title(display_name(model), subtitle=without_attack, fontSize=12)
+        best = own.iloc[own["accuracy"].argmax()]
+        notes = [
+            f"{percent(unattacked.get(model, math.nan))} without attack",
+            f"{best['label']} at best ({best['stream']}, block {best['block']})",
+        ]
+        title = alt.Title(display_name(model), subtitle=notes, fontSize=12)
         width = max(150, blocks * (34 if has_numbers else 9))
         panels.append(alt.layer(*layers, title=title, width=width, height=24 * len(STREAMS)))
     return alt.concat(*panels, columns=LENS_PANELS_IN_A_ROW)

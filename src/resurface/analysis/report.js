@@ -5,13 +5,14 @@
 function sortKey(cell) {
   if (cell && cell.dataset.value !== undefined) return [0, parseFloat(cell.dataset.value), ""];
   const text = cell && !cell.querySelector(".absent") ? cell.textContent.trim() : "";
-  const number = text.replace(/\u2212/g, "-").match(/^<?\s?-?\d+(\.\d+)?/);
+  const plain = text.replace(/\u2212/g, "-").replace(/(\d),(?=\d{3})/g, "$1");
+  const number = plain.match(/^<?\s?-?\d+(\.\d+)?/);
   if (number) return [0, parseFloat(number[0].replace("<", "")) - (text.startsWith("<") ? 1e-9 : 0), ""];
   return text === "\u2013" || text === "" ? [2, 0, ""] : [1, 0, text];
 }
 
 function compare(one, other) {
-  return one[0] - other[0] || one[1] - other[1] || one[2].localeCompare(other[2]);
+  return one[0] - other[0] || one[1] - other[1] || one[2].localeCompare(other[2], undefined, { numeric: true });
 }
 
 function sortBy(table, column, button) {
@@ -29,7 +30,8 @@ function sortBy(table, column, button) {
 }
 
 for (const table of document.querySelectorAll("table.sortable")) {
-  for (const header of table.tHead.rows[0].cells) {
+  // Heads of groups have rows above the last, which has a head for each column.
+  for (const header of [...table.tHead.rows].at(-1).cells) {
     const button = document.createElement("button");
     button.type = "button";
     button.append(...header.childNodes);

@@ -8,7 +8,6 @@ policy forbids all other scripts, and requests.
 import base64
 import hashlib
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 import yaml
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from resurface.analysis.answers import describe_answers
 from resurface.analysis.captions import CAPTIONS, caption_of
@@ -29,7 +28,6 @@ from resurface.analysis.cells import (
     display_name,
     domains_of,
     has_control,
-    interval,
     is_attacked_method,
     main_cells,
     mean_over_seeds,
@@ -39,6 +37,7 @@ from resurface.analysis.cells import (
     seeds_note,
     strongest_attacks,
     table_rows,
+    whole,
 )
 from resurface.analysis.charts import DARK_BELOW, draw_svg, selected_ability
 from resurface.analysis.costs import list_versions, sum_costs
@@ -54,7 +53,6 @@ from resurface.registry import ATTACKS
 
 VIRIDIS = ["440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725"]
 VERDICT_LOOKS = {RESURFACES: "found", GAINS: "found", NOT_RESURFACED: "clear"}  # others are open
-INTERVAL = re.compile(r"\[[−–\d to]+\]")
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,6 @@ def write_report(tables: Tables, experiment: dict[str, Any], output: Path) -> No
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["unbroken"] = _keep_together
     confidence = experiment.get("summary", {}).get("confidence")
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -122,11 +119,6 @@ def write_report(tables: Tables, experiment: dict[str, Any], output: Path) -> No
     )
     with publish(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
-
-
-def _keep_together(text: str) -> Markup:
-    """A text whose intervals no line break divides: a browser may break after a dash."""
-    return Markup(INTERVAL.sub(r'<span class="interval">\g<0></span>', str(escape(text))))
 
 
 def _domain_section(tables: Tables, domain: str, place: int) -> dict[str, Any]:
@@ -248,9 +240,7 @@ def _evidence_rows(evidence: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
     for row in evidence.to_dict("records"):
         texts = [percent(row["accuracy"]), percent(row["control_accuracy"])]
         for measure in MEASURES:
-            ends = interval(row[f"{measure}_ci_low"], row[f"{measure}_ci_high"])
-            texts.append("–" if pd.isna(row[measure]) else f"{points(row[measure])} [{ends}]")
-            texts.append(_p_text(row[f"{measure}_p_adjusted"]))
+            texts += [_points_text(row, measure), _p_text(row[f"{measure}_p_adjusted"])]
         measure = "gain" if pd.isna(row["excess"]) else "excess"
         texts += [points(row[f"{measure}_most"]), points(row[f"{measure}_detectable"])]
         rows.append((display_name(row["method"]), display_name(row["attack"]), texts))
@@ -286,15 +276,26 @@ def _recovery_text(cell: pd.Series) -> str:
     """Recovery with its interval."""
     if pd.isna(cell["recovery"]):
         return "recovery –"
-    ends = interval(cell["recovery_ci_low"], cell["recovery_ci_high"])
-    return f"recovery {percent(cell['recovery'])} [{ends}]"
+    return f"recovery {percent(cell['recovery'])} [{_ends(cell['recovery_ci_low'], cell['recovery_ci_high'])}]"
 
 
 def _excess_text(cell: pd.Series, has_control: bool) -> str:
     """Excess over the control with its interval, or why there is none."""
     if pd.isna(cell["excess"]):
         return "excess over control – (not run on the control)" if has_control else "excess over control: no control"
-    return f"excess over control {points(cell['excess'])} [{interval(cell['excess_ci_low'], cell['excess_ci_high'])}]"
+    return f"excess over control {_points_text(cell, 'excess')}"
+
+
+def _points_text(row: dict[Any, Any] | pd.Series, measure: str) -> str:
+    """A difference in points with its interval, or a dash where there is none."""
+    if pd.isna(row[measure]):
+        return "–"
+    return f"{points(row[measure])} [{_ends(row[f'{measure}_ci_low'], row[f'{measure}_ci_high'])}]"
+
+
+def _ends(low: float, high: float) -> str:
+    """An interval as verdicts write it, on one line: a browser may break it after a dash, but not at these spaces."""
+    return "–" if pd.isna(low) or pd.isna(high) else f"{whole(low)}\u00a0to\u00a0{whole(high)}"
 
 
 def _ability_texts(
@@ -350,7 +351,7 @@ def _table_cell(cell: pd.Series | None, ability: list[str], absent: str, has_con
         small.append(f"{cell['seeds']} seeds: {', '.join(spreads)}")
     return {
         "accuracy": percent(cell["accuracy"]),
-        "interval": interval(cell["ci_low"], cell["ci_high"]),
+        "interval": f"[{_ends(cell['ci_low'], cell['ci_high'])}]",
         "style": _heat_style(cell["accuracy"]),
         "details": details,
         "small": small,
@@ -359,7 +360,7 @@ def _table_cell(cell: pd.Series | None, ability: list[str], absent: str, has_con
 
 def _spread(cell: pd.Series, measure: str) -> str:
     """The least and the largest value over seeds."""
-    return interval(cell[f"{measure}_min"], cell[f"{measure}_max"])
+    return _ends(cell[f"{measure}_min"], cell[f"{measure}_max"])
 
 
 def _heat_style(share: float) -> str:
@@ -416,12 +417,9 @@ def _worst_case_rows(worst_case: pd.DataFrame) -> list[tuple[str, str, list[str]
         attacks = " / ".join(dict.fromkeys(group["best_attack"].map(display_name)))
         shares = ["accuracy", "recovered", "excess", "guessing", "beyond_guessing", "excess_ci_low", "excess_ci_high"]
         means = group[shares].astype(float).mean()
-        excess = "–"
-        if pd.notna(means["excess"]):
-            ends = interval(means["excess_ci_low"], means["excess_ci_high"])
-            excess = f"{points(means['excess'])} [{ends}]"
         others = [percent(means[share]) for share in ("recovered", "guessing", "beyond_guessing")]
-        rows.append((display_name(str(method)), attacks, [percent(means["accuracy"]), excess, *others]))
+        texts = [percent(means["accuracy"]), _points_text(means, "excess"), *others]
+        rows.append((display_name(str(method)), attacks, texts))
     return rows
 
 
