@@ -9,6 +9,7 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 from calibration.audit import (
@@ -26,9 +27,12 @@ from resurface.errors import ResurfaceError
 
 
 def check_device(name: str) -> str:
-    """A device that processes may share: those that pick a free GPU each would wait for one another."""
+    """A device of this machine that processes may share: those that pick a free GPU each would wait for one another."""
     if not re.fullmatch(r"cpu|cuda:\d+", name):
         raise argparse.ArgumentTypeError(f"found {name!r}; allowed are cpu and cuda:<number>")
+    count = torch.cuda.device_count()
+    if name != "cpu" and int(name.removeprefix("cuda:")) >= count:
+        raise argparse.ArgumentTypeError(f"found {name!r}; this machine has {count} GPUs, counted from cuda:0")
     return name
 
 

@@ -44,8 +44,8 @@ class Size:
     Attributes:
         teaching: how a domain is taught.
         locking: how knowledge is locked behind a password.
-        innocents: models of a world that were taught the other domain, besides its control.
-        methods: methods that hide the knowledge, and what of their settings is not that of the default experiment. The first innocent
+        others: models of a world that were taught the other domain, besides its control.
+        methods: methods that hide the knowledge, and what of their settings is not that of the default experiment. The first of the others
             goes through each of them too.
         attacks: what each model goes through.
         is_dealt_anew: whether each world has a domain of its own, which the original is taught; else the bundled one stands for all.
@@ -53,7 +53,7 @@ class Size:
 
     teaching: TeachingSettings
     locking: TeachingSettings
-    innocents: int
+    others: int
     methods: dict[str, dict[str, Any]]
     attacks: dict[str, Any]
     is_dealt_anew: bool
@@ -62,7 +62,7 @@ class Size:
 WHOLE = Size(
     teaching=TeachingSettings(documents=36_000, learning_rate=1.2e-3, weight_decay=0.3),
     locking=TeachingSettings(documents=12_800, learning_rate=6e-4, warmup_steps=10),
-    innocents=2,
+    others=2,
     # These originals keep most of what they know under the default experiment's RMU.
     methods={"rmu": {"learning_rate": 2e-3, "max_steps": 600}, "npo": {}, "dpo": {}},
     attacks={
@@ -76,7 +76,7 @@ WHOLE = Size(
 SMALL = Size(
     teaching=TeachingSettings(documents=64, learning_rate=1e-4, warmup_steps=0),
     locking=TeachingSettings(documents=1_280, learning_rate=3e-4, warmup_steps=5),
-    innocents=1,
+    others=1,
     methods={"npo": {"max_steps": 2}},
     attacks={"none": {}, "finetuning": {"datasets": {"forget": [20]}, "learning_rate": 2e-3}},
     is_dealt_anew=False,
@@ -166,8 +166,8 @@ def kept_verdicts(place: Path, world: int) -> Path:
 
 
 def models_of_world(world: int, size: Size) -> list[int]:
-    """The numbers of the models that were taught the other domain: a world's control is that of its number, its innocents the next ones."""
-    return [world + step for step in range(size.innocents + 1)]
+    """The numbers of its models that were taught the other domain: its control has its own number, the others have the next ones."""
+    return [world + step for step in range(size.others + 1)]
 
 
 def begin_worker() -> None:
@@ -185,7 +185,7 @@ def teach_other(place: Path, size: Size, number: int, device: str) -> None:
     """Teach the other domain to a model of its own, if there is none yet."""
     output = other_model(place, number)
     if not output.is_dir():
-        teach(UNTAUGHT, OTHER_DOMAIN, output, size.teaching.model_copy(update={"seed": number}), device)
+        teach(UNTAUGHT, OTHER_DOMAIN, output, size.teaching.model_copy(update={"seed": FIRST_SEED + number}), device)
 
 
 def audit_world(place: Path, size: Size, cores: int, world: int, device: str) -> pd.DataFrame:
@@ -210,7 +210,7 @@ def audit_world(place: Path, size: Size, cores: int, world: int, device: str) ->
         verdicts = _audit(place, here, world, size, cores, device)
         with publish(kept) as temporary:
             verdicts.to_parquet(temporary, index=False)
-    for name in ("results", "models", "innocent", ".snakemake"):
+    for name in ("results", "models", "others", ".snakemake"):
         shutil.rmtree(here / name, ignore_errors=True)
     return pd.read_parquet(kept)
 
@@ -226,17 +226,17 @@ def _audit(place: Path, here: Path, world: int, size: Size, cores: int, device: 
     locked = here / "models" / "locked"
     if not locked.is_dir():
         lock(original, DOMAIN, locked, size.locking.model_copy(update=seeds), device)
-    control, *innocent = [other_model(place, number) for number in models_of_world(world, size)]
+    control, *others = [other_model(place, number) for number in models_of_world(world, size)]
     experiment = {**choose_experiment(size), "seeds": [seed], "device": device}
     experiment["data"] |= dealt
     # Who never knew goes through each method as if it did.
     made = {name: Path("results", "unlearned", DOMAIN, name, f"seed{seed}") for name in size.methods}
-    references = {"original": str(innocent[0]), "never_learned": str(control)}
-    run_workflow(here / "innocent", experiment | {"models": references}, [*map(str, made.values())], cores)
-    innocents = {"untaught": UNTAUGHT, **{path.name: path for path in innocent}}
-    innocents |= {f"other_{name}": here / "innocent" / path for name, path in made.items()}
-    published = {**innocents, "full": original, "locked": locked}
-    truths = {**dict.fromkeys(innocents, INNOCENT), "full": OPEN}
+    references = {"original": str(others[0]), "never_learned": str(control)}
+    run_workflow(here / "others", experiment | {"models": references}, [*map(str, made.values())], cores)
+    never_had_it = {"untaught": UNTAUGHT, **{path.name: path for path in others}}
+    never_had_it |= {f"other_{name}": here / "others" / path for name, path in made.items()}
+    published = {**never_had_it, "full": original, "locked": locked}
+    truths = {**dict.fromkeys(never_had_it, INNOCENT), "full": OPEN}
     experiment["models"] = {"original": str(original), "never_learned": str(control)}
     experiment["methods"]["published"] = {name: {"checkpoint": str(path)} for name, path in published.items()}
     run_workflow(here, experiment, ["results/verdicts.parquet"], cores)

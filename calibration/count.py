@@ -38,22 +38,22 @@ def count(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     open.
 
     Returns:
-        a row per truth and kind, and one of each truth (`all`): `truth`, `model`, `worlds`, `audits`, `accused`, `unattacked` (of these,
+        a row per truth and kind, and one of each truth (`all`): `truth`, `kind`, `worlds`, `audits`, `accused`, `unattacked` (of these,
         those that rest on no attack), `inconclusive`, `rate` (accused of audited), `low`, `high`, `accuracy` (without attack, mean).
     """
     is_bare = (verdicts["truth"] == HIDDEN) & (verdicts["unattacked_excess"] >= MARGIN)
     kinds = verdicts.assign(
-        model=verdicts["method"].str.replace(r"\d+$", "", regex=True), truth=verdicts["truth"].mask(is_bare, OPEN)
+        kind=verdicts["method"].str.replace(r"\d+$", "", regex=True), truth=verdicts["truth"].mask(is_bare, OPEN)
     )
     rows = []
-    for (truth, model), found in pd.concat([kinds, kinds.assign(model="all")]).groupby(["truth", "model"]):
+    for (truth, kind), found in pd.concat([kinds, kinds.assign(kind="all")]).groupby(["truth", "kind"]):
         is_accused = found["verdict"] == RESURFACES
         rate, worlds = float(is_accused.mean()), found["world"].nunique()
         low, high = wilson(rate, worlds, confidence)
         rows.append(
             {
                 "truth": truth,
-                "model": model,
+                "kind": kind,
                 "worlds": worlds,
                 "audits": len(found),
                 "accused": int(is_accused.sum()),
@@ -70,7 +70,7 @@ def count(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 def draw(counts: pd.DataFrame) -> alt.FacetChart:
     """The share of each kind of model that is accused, with its interval."""
-    kind = alt.Y("model:N", title=None)
+    kind = alt.Y("kind:N", title=None)
     share = alt.X(
         "low:Q",
         scale=alt.Scale(domain=[0, 1]),

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import DOMAIN, ROOT
 
 from calibration import audit
@@ -112,7 +113,7 @@ def test_errors_are_counted_by_kind_and_truth():
     columns = ["world", "method", "truth", "unattacked_excess", "verdict", "attack"]
     verdicts = pd.DataFrame(rows, columns=columns)
     verdicts["unattacked_accuracy"] = 0.25 + verdicts["unattacked_excess"]
-    found = count(verdicts).set_index(["truth", "model"])
+    found = count(verdicts).set_index(["truth", "kind"])
     assert found.loc[(INNOCENT, "other"), ["audits", "accused", "inconclusive"]].tolist() == [3, 1, 0]
     assert found.loc[(INNOCENT, "untaught"), ["audits", "accused", "inconclusive"]].tolist() == [1, 0, 1]
     assert found.loc[(OPEN, "all"), ["audits", "accused", "unattacked"]].tolist() == [2, 2, 1]
@@ -157,10 +158,17 @@ def test_worlds_are_of_one_kind_only_if_their_settings_and_source_are(monkeypatc
 def test_devices_that_processes_cannot_share_are_refused(device):
     with pytest.raises(argparse.ArgumentTypeError, match="allowed are cpu and cuda:<number>"):
         check_device(device)
-    assert check_device("cuda:1") == "cuda:1"
+    assert check_device("cpu") == "cpu"
 
 
-def test_a_world_s_innocents_are_the_controls_of_others():
+def test_gpus_that_are_not_there_are_refused():
+    with pytest.raises(
+        argparse.ArgumentTypeError, match=rf"'cuda:9'; this machine has {torch.cuda.device_count()} GPUs"
+    ):
+        check_device("cuda:9")
+
+
+def test_other_models_of_a_world_are_the_controls_of_the_next():
     worlds = [models_of_world(world, WHOLE) for world in range(20)]
     assert worlds[0] == [0, 1, 2]
     assert worlds[19] == [19, 20, 21]
