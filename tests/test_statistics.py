@@ -102,6 +102,7 @@ def simulate(generator, seeds, facts, excess, spread=0.0):
         (1, 0.0, True),
         (2, 0.0, False),
         (2, 0.02, False),
+        (2, 0.08, False),
         (3, 0.0, False),
         (3, 0.08, False),
         (3, 0.08, True),
@@ -109,7 +110,7 @@ def simulate(generator, seeds, facts, excess, spread=0.0):
     ],
 )
 def test_intervals_cover_at_their_rate(seeds, spread, is_uneven):
-    """Several seeds do not tell for sure how little they differ, so intervals are rather too wide."""
+    """Several seeds do not tell for sure how little they differ, so intervals are rather too wide; and two not how much."""
     generator = np.random.default_rng(0)
     facts, runs, true = 160, 800, 0.2
     sizes = np.where(np.arange(facts) % 2, 1.0, 5.0) if is_uneven else np.full(facts, 3.0)
@@ -121,8 +122,9 @@ def test_intervals_cover_at_their_rate(seeds, spread, is_uneven):
         low, high = np.percentile(uncertainty.resampled, [2.5, 97.5])
         covered += low <= truth <= high
         wide += abs(differences.sum() / seeds / sizes.sum() - truth) <= uncertainty.half_width(0.01)
-    assert 0.93 <= covered / runs <= (0.97 if seeds == 1 or spread > 0.02 else 0.995)
-    assert wide / runs >= 0.975
+    least = 0.9 if seeds == 2 and spread > 0.02 else 0.93
+    assert least <= covered / runs <= (0.97 if seeds == 1 or spread > 0.02 else 0.995)
+    assert wide / runs >= (0.93 if seeds == 2 else 0.98)
 
 
 def test_what_is_detectable_is_found_as_often_as_it_says():
@@ -148,6 +150,16 @@ def test_what_no_fact_shows_may_still_be_true_of_some():
     assert (1 - share) ** facts == pytest.approx(level / 2, rel=0.1)
     assert Uncertainty(np.zeros(1), 0.1, 0.0, facts).half_width(level) == pytest.approx(0.1 * norm.ppf(0.975))
     assert Uncertainty(np.zeros(1), 0.0, 0.1, facts, 3.0).half_width(level) == pytest.approx(0.1 * t.ppf(0.975, 3))
+
+
+@pytest.mark.parametrize("freedom", [1.5, np.inf])
+def test_a_p_value_is_the_level_at_which_the_interval_just_misses_none(freedom):
+    found = Uncertainty(np.zeros(1), 0.03, 0.01 * np.isfinite(freedom), 200, freedom)
+    for mean in (0.02, -0.05, 0.15):
+        level = found.p_value(mean)
+        assert found.half_width(level) == pytest.approx(abs(mean))
+    assert found.p_value(0.0) == 1.0
+    assert Uncertainty(np.zeros(1), 0.0, 0.0, 200).p_value(0.01) == pytest.approx(2 * np.exp(-2))
 
 
 def test_as_many_facts_as_are_needed_are_enough():

@@ -111,6 +111,11 @@ class Uncertainty:
         """
         return max(self.quantile(level) * self.deviation, -math.log(level / 2) / self.facts)
 
+    def p_value(self, mean: float) -> float:
+        """Two-sided p value of a mean being none: the level at which half of its interval is as wide as it is large."""
+        by_deviation = 2 * float(t.sf(abs(mean) / self.deviation, self.freedom)) if self.deviation else 0.0
+        return min(1.0, max(by_deviation, 2 * math.exp(-abs(mean) * self.facts)))
+
 
 def resample_mean(
     differences: np.ndarray, sizes: np.ndarray, resamples: int, generator: np.random.Generator
@@ -180,17 +185,17 @@ def detectable(uncertainty: Uncertainty, level: float, margin: float, power: flo
 
 
 def needed_facts(uncertainty: Uncertainty, distance: float, level: float, power: float) -> float:
-    """How many facts would make an interval at a level shorter than a distance with a power; NaN if no number would.
+    """How many facts would tell a mean from something at a level with a power; NaN if no number would.
 
     Args:
         uncertainty: of the mean difference as it is.
-        distance: from the mean to what it is to be told from.
-        level: with which the interval misses.
-        power: the chance that it is short enough.
+        distance: from the mean to what it is to be told from; if that is not above 0, no number tells.
+        level: with which the interval misses; 1 asks only that the mean itself lies on this side.
+        power: the chance that it does.
     """
     deviation = distance / (uncertainty.quantile(level) + float(norm.ppf(power)))
     left = deviation**2 - uncertainty.by_seeds**2
-    if left <= 0:
+    if distance <= 0 or left <= 0:
         return math.nan
     by_deviation = uncertainty.facts * uncertainty.by_facts**2 / left
     return math.ceil(max(uncertainty.facts + 1, by_deviation, -math.log(level / 2) / distance))

@@ -164,18 +164,30 @@ def _recovery(
     """Recovery and its interval; nothing where the original knows no more than the floor."""
     if not unlearned or not original:
         return {}
-    chance = 1 / own.choices
-    floors = [one.accuracy for one in [*unlearned, *control]] + ([] if control else [chance])
-    floor, top = max(floors), max(one.accuracy for one in original)
-    if top <= floor:
+    chance = [] if control else [1 / own.choices]
+    floors = [*unlearned, *control]
+    share = recovered_share(own.accuracy, [one.accuracy for one in floors] + chance, [one.accuracy for one in original])
+    if np.isnan(share):
         return {}
-    resampled = [one.resampled for one in [*unlearned, *control]]
-    resampled += [] if control else [np.full_like(own.resampled, chance)]
-    floor_resampled = np.max(resampled, axis=0)
-    gap = np.max([one.resampled for one in original], axis=0) - floor_resampled
-    shares = np.where(gap > 0, (own.resampled - floor_resampled) / np.where(gap > 0, gap, 1), np.nan)
+    guessed = [np.full_like(own.resampled, one) for one in chance]
+    shares = recovered_share(
+        own.resampled, [one.resampled for one in floors] + guessed, [one.resampled for one in original]
+    )
     low, high = np.nanpercentile(shares, tails)
-    return {"recovery": (own.accuracy - floor) / (top - floor), "recovery_ci_low": low, "recovery_ci_high": high}
+    return {"recovery": float(share), "recovery_ci_low": low, "recovery_ci_high": high}
+
+
+def recovered_share(own: Any, floors: list[Any], tops: list[Any]) -> np.ndarray:
+    """(attacked − floor) / (original − floor), as numbers or in each resample; NaN where the original knows no more than the floor.
+
+    Args:
+        own: right answers, or their share, under attack.
+        floors: of all that count as the floor; the largest is it.
+        tops: of the original in each template; the largest counts.
+    """
+    floor = np.max(floors, axis=0)
+    gap = np.max(tops, axis=0) - floor
+    return np.where(gap > 0, (own - floor) / np.where(gap > 0, gap, 1), np.nan)
 
 
 def _excess(own: Answers, control: Answers, tails: list[float]) -> dict[str, float]:

@@ -8,10 +8,12 @@ and template are those that validation questions select. Several seeds of unlear
     known  = accuracy of the original − that of the control, both without attack: what there is to find
 
 All are means over seeds, as is the recovery that stands beside them (`summary`), which decides nothing. Each has an interval (a bootstrap
-over facts, and what so few seeds leave open). The first two have an exact sign test over facts of the mean over seeds, adjusted for the
-number of attacks by Holm's method, and two ends by a t distribution. Who is accused may be so by any attack, so `…_least`, the lower end,
-holds for all attacks of the model at once (Bonferroni). Who is cleared must be cleared by every attack, so `…_most`, the upper end, is that
-of the attack alone (an intersection-union test, Berger 1982). From these, with a margin that the configuration sets:
+over facts, and what so few seeds leave open). The first two have a p value, adjusted for the number of attacks by Holm's method: of one
+seed that of an exact sign test over facts, which needs nothing but that two models that know nothing are right equally often; of several
+that of their mean's t distribution, because a mean of several seeds and one control are not right equally often. They also have two ends
+by a t distribution. Who is accused may be so by any attack, so `…_least`, the lower end, holds for all attacks of the model at once
+(Bonferroni). Who is cleared must be cleared by every attack, so `…_most`, the upper end, is that of the attack alone (an
+intersection-union test, Berger 1982). From these, with a margin that the configuration sets:
 
     resurfaces      some attack has an excess of at least the margin, its adjusted p value is below 1 − confidence, and `excess_least`
                     is above 0
@@ -19,24 +21,28 @@ of the attack alone (an intersection-union test, Berger 1982). From these, with 
                     original clearly knows at least that much (`known_ci_low`)
     inconclusive    neither: too few questions or seeds, a control that did not go through an attack, or nothing to find
 
-An excess that is no chance but smaller than the margin is a *trace*: it accuses nobody, and the verdict says that it is there.
+An excess that the choice of questions does not explain, but smaller than the margin, is a *trace*: it accuses nobody, and the verdict says
+that it is there.
 
 What this rests on: facts are independent, and this control stands for all models that never learned the domain. Two such models differ
 by chance in either direction, which the tests allow for; that one of them is better at the form of the questions, or suits the variant
 that was selected on the other, they do not. The margin is there for that.
 
 Without a control the same is said of the gain, in weaker words, and what is known is counted from chance: what an attack taught cannot be
-told from what it recovered, and what the model knows without any attack is not seen at all. A gain below chance is none; its test is that of
-the attacked against the unattacked answers, since against chance signs are not balanced.
+told from what it recovered, and what the model knows without any attack is not seen at all. A gain below chance is none; its sign test is
+that of the attacked against the unattacked answers, since against chance signs are not balanced.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from resurface.analysis.cells import display_name
 from resurface.analysis.statistics import (
+    Uncertainty,
     add_seeds,
     detectable,
     draw_weights,
@@ -46,6 +52,7 @@ from resurface.analysis.statistics import (
     resample_mean,
     sign_test,
 )
+from resurface.analysis.summary import recovered_share
 from resurface.analysis.tables import EVIDENCE_KINDS, MEASURES, REFERENCES, VERDICT_KINDS
 from resurface.errors import ResurfaceError
 from resurface.settings.summary import SummarySettings
@@ -56,6 +63,8 @@ GAINS, NO_GAIN = "answers more under attack", "no gain under these attacks"
 INCONCLUSIVE = "inconclusive"
 EVIDENCE_COLUMNS = list(EVIDENCE_KINDS)
 VERDICT_COLUMNS = list(VERDICT_KINDS)
+ROUNDING = 1e-9  # differences of shares are not exact: 0.35 − 0.25 is less than 0.1
+MOST_FACTS = 1_000_000  # nobody writes more questions
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,23 @@ class Asked:
     right: dict[tuple[Any, ...], np.ndarray]
     sizes: np.ndarray
     chance: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What tells a model's answers from others.
+
+    Attributes:
+        uncertainty: of the mean difference per question.
+        signs: of one seed, that of the mean of the signs that its test counts; None for several.
+        sign_mean: that mean.
+        p_value: before it is adjusted.
+    """
+
+    uncertainty: Uncertainty
+    signs: Uncertainty | None
+    sign_mean: float
+    p_value: float
 
 
 def count_right(scores: pd.DataFrame, domain: str) -> Asked:
@@ -119,8 +145,8 @@ def gather_evidence(scores: pd.DataFrame, summary: pd.DataFrame, settings: Summa
                 for attack, choices in of_method.groupby("attack", sort=False)
             ]
             for measure in MEASURES:
-                _adjust(own, measure, settings)
-            rows += [{"domain": domain, "method": method, **known, **row} for row in own]
+                _adjust([(row, found[measure]) for row, found in own if measure in found], measure, settings)
+            rows += [{"domain": domain, "method": method, **known, **row} for row, _ in own]
     kept = [{key: value for key, value in row.items() if key in EVIDENCE_COLUMNS} for row in rows]
     measured = [name for name in EVIDENCE_COLUMNS if name not in ("domain", "method", "attack", "seeds", "facts")]
     return pd.DataFrame(kept, columns=EVIDENCE_COLUMNS).astype(dict.fromkeys(measured, float))
@@ -140,7 +166,7 @@ def _compare_references(asked: Asked, selected: pd.DataFrame, settings: SummaryS
     template = bare["template"].iloc[0]
     original = _find(asked, "original", None, "none", "none", template)
     control = asked.right.get((CONTROL, None, "none", "none", template), asked.chance * asked.sizes)
-    return _compare((original - control)[None], asked.sizes, "known", settings)
+    return _measure((original - control)[None], asked.sizes, "known", settings)[0]
 
 
 def _weigh_attack(
@@ -150,8 +176,8 @@ def _weigh_attack(
     choices: pd.DataFrame,
     of_method: pd.DataFrame,
     settings: SummarySettings,
-) -> dict[str, Any]:
-    """What one attack on one model says, before anything is adjusted for the other attacks."""
+) -> tuple[dict[str, Any], dict[str, Comparison]]:
+    """What one attack on one model says, before anything is adjusted for the other attacks: numbers, and measure → its comparison."""
     unattacked = {
         row["seed"]: (row["variant"], row["template"])
         for row in of_method[of_method["attack"] == "none"].to_dict("records")
@@ -160,7 +186,8 @@ def _weigh_attack(
     for choice in choices.to_dict("records"):
         seed, variant = int(choice["seed"]), (choice["variant"], choice["template"])
         own.append(_find(asked, method, seed, attack, *variant))
-        control.append(asked.right.get((CONTROL, None if attack == "none" else seed, attack, *variant)))
+        if (key := (CONTROL, None if attack == "none" else seed, attack, *variant)) in asked.right:
+            control.append(asked.right[key])
         if choice["seed"] in unattacked and attack != "none":
             before.append(_find(asked, method, seed, "none", *unattacked[choice["seed"]]))
     total = asked.sizes.sum()
@@ -172,15 +199,17 @@ def _weigh_attack(
         "chance": asked.chance,
     }
     guessed = asked.chance * asked.sizes
-    for measure, name, found in (("excess", "control", control), ("gain", "unattacked", before)):
-        others = [other for other in found if other is not None]
+    compared = {}
+    for measure, name, others, floors in (
+        ("excess", "control", control, control),
+        ("gain", "unattacked", before, [max(one, guessed, key=np.sum) for one in before]),
+    ):
         if len(others) == len(own):
             row[f"{name}_accuracy"] = float(np.mean(others) * len(asked.sizes) / total)
-            floors = others if measure == "excess" else [max(other, guessed, key=np.sum) for other in others]
-            differences, tested = np.array(own) - np.array(floors), np.array(own) - np.array(others)
-            row |= _compare(differences, asked.sizes, measure, settings)
-            row[f"{measure}_p_value"] = _test(tested, row[measure])
-    return row | _recover(asked, method, choices["seed"].astype(int).tolist(), np.array(own), settings)
+            numbers, uncertainty = _measure(np.array(own) - np.array(floors), asked.sizes, measure, settings)
+            row |= numbers
+            compared[measure] = _compare(np.array(own) - np.array(others), row[measure], uncertainty)
+    return row | _recover(asked, method, choices["seed"].astype(int).tolist(), np.array(own), settings), compared
 
 
 def _find(asked: Asked, *key: Any) -> np.ndarray:
@@ -197,25 +226,40 @@ def _find(asked: Asked, *key: Any) -> np.ndarray:
     return asked.right[key]
 
 
-def _compare(differences: np.ndarray, sizes: np.ndarray, measure: str, settings: SummarySettings) -> dict[str, Any]:
-    """Size, interval and resamples of a difference `[seeds, facts]`."""
+def _measure(
+    differences: np.ndarray, sizes: np.ndarray, measure: str, settings: SummarySettings
+) -> tuple[dict[str, float], Uncertainty]:
+    """Size, interval and range over seeds of a mean difference per question, of differences `[seeds, facts]`, and its uncertainty."""
     uncertainty = resample_mean(differences, sizes, settings.resamples, np.random.default_rng(settings.seed))
     by_seed = differences.sum(1) / sizes.sum()
     low, high = np.percentile(uncertainty.resampled.clip(-1, 1), find_tails(settings.confidence))
-    return {
+    numbers = {
         measure: float(by_seed.mean()),
         f"{measure}_ci_low": float(low),
         f"{measure}_ci_high": float(high),
         f"{measure}_min": float(by_seed.min()),
         f"{measure}_max": float(by_seed.max()),
-        f"{measure}_uncertainty": uncertainty,
     }
+    return numbers, uncertainty
 
 
-def _test(differences: np.ndarray, mean: float) -> float:
-    """The p value of a difference `[seeds, facts]`; 1 if more facts point against the mean than with it: that is another difference."""
-    facts = differences.mean(0)
-    return sign_test(facts) if np.sign(facts).sum() * mean > 0 else 1.0
+def _compare(differences: np.ndarray, mean: float, uncertainty: Uncertainty) -> Comparison:
+    """Test a mean: of one seed by the signs of its facts, and it is 1 if more of them point against the mean than with it.
+
+    Several seeds are tested by their mean's own distribution. Their mean answer to a fact is hardly ever none, and one control's mostly
+    is, so of two models that guess one is more often ahead.
+
+    Args:
+        differences: between the answers `[seeds, facts]`.
+        mean: per question, of what is measured.
+        uncertainty: of this mean.
+    """
+    if len(differences) > 1:
+        return Comparison(uncertainty, None, 0.0, uncertainty.p_value(mean))
+    signs = np.sign(differences[0])
+    by_facts = float(signs.std()) / math.sqrt(len(signs))
+    p_value = sign_test(differences[0]) if signs.sum() * mean > 0 else 1.0
+    return Comparison(uncertainty, Uncertainty(signs[:1], by_facts, 0.0, len(signs)), float(signs.mean()), p_value)
 
 
 def _recover(
@@ -245,18 +289,16 @@ def _recover(
         return {}
     generator = np.random.default_rng(settings.seed)
     weights = draw_weights(len(sizes), settings.resamples, generator)
-    top, drawn_top = max(tops, key=np.sum), np.max([weights @ one for one in tops], axis=0)
+    top, drawn_tops = max(tops, key=np.sum), [weights @ one for one in tops]
     values, resampled, added = [], [], []
     for seed, right in zip(seeds, own, strict=True):
         floors = [*unattacked(method, seed), *control]
         floor = max(floors, key=np.sum)
-        if top.sum() <= floor.sum():
+        value = float(recovered_share(right.sum(), [floor.sum()], [top.sum()]))
+        if math.isnan(value):
             return {}
-        value = (right - floor).sum() / (top - floor).sum()
-        drawn, drawn_floor = weights @ right, np.max([weights @ one for one in floors], axis=0)
-        gap = drawn_top - drawn_floor
-        values.append(float(value))
-        resampled.append(np.where(gap > 0, (drawn - drawn_floor) / np.where(gap > 0, gap, 1), np.nan))
+        values.append(value)
+        resampled.append(recovered_share(weights @ right, [weights @ one for one in floors], drawn_tops))
         added.append(value * sizes + ((right - floor) - value * (top - floor)) * sizes.sum() / (top - floor).sum())
     means = np.mean(resampled, axis=0)
     known = means[np.isfinite(means)]
@@ -273,22 +315,40 @@ def _recover(
     }
 
 
-def _adjust(rows: list[dict[str, Any]], measure: str, settings: SummarySettings) -> None:
+def _adjust(compared: list[tuple[dict[str, Any], Comparison]], measure: str, settings: SummarySettings) -> None:
     """Add to the rows of a model's attacks what depends on how many there are."""
-    tested = [row for row in rows if measure in row]
-    level = (1 - settings.confidence) / max(1, len(tested))
-    for row, adjusted in zip(tested, holm([row[f"{measure}_p_value"] for row in tested]), strict=True):
-        uncertainty = row.pop(f"{measure}_uncertainty")
-        row[f"{measure}_p_adjusted"] = adjusted
+    level = (1 - settings.confidence) / max(1, len(compared))
+    adjusted = holm([found.p_value for _, found in compared])
+    for (row, found), p_adjusted in zip(compared, adjusted, strict=True):
+        uncertainty = found.uncertainty
+        row[f"{measure}_p_value"] = found.p_value
+        row[f"{measure}_p_adjusted"] = p_adjusted
         row[f"{measure}_least"] = max(-1.0, row[measure] - uncertainty.half_width(level))
         row[f"{measure}_most"] = min(1.0, row[measure] + uncertainty.half_width(1 - settings.confidence))
         row[f"{measure}_detectable"] = detectable(uncertainty, level, settings.margin, settings.power)
-        # To be told from nothing if it is that large, from the margin if it is not.
-        is_large = row[measure] >= settings.margin
-        distance = row[measure] if is_large else settings.margin - row[measure]
-        row[f"{measure}_needed_facts"] = needed_facts(
-            uncertainty, distance, level if is_large else 1 - settings.confidence, settings.power
-        )
+        row[f"{measure}_needed_facts"] = _need(found, row[measure], level, settings)
+
+
+def _need(found: Comparison, mean: float, level: float, settings: SummarySettings) -> float:
+    """How many facts would settle what is open, if the mean stays as it is; NaN if no number would.
+
+    A mean that is at least the margin is to be measured so again, and to be told from none, also by its test; one that is smaller is to be
+    told from the margin.
+    """
+    if not _reaches(mean, settings.margin):
+        return needed_facts(found.uncertainty, settings.margin - mean, 1 - settings.confidence, settings.power)
+    numbers = [
+        needed_facts(found.uncertainty, mean, level, settings.power),
+        needed_facts(found.uncertainty, mean - settings.margin, 1.0, settings.power),
+    ]
+    if found.signs is not None:
+        numbers.append(needed_facts(found.signs, found.sign_mean, level, settings.power))
+    return float(np.max(numbers))
+
+
+def _reaches(value: Any, margin: float) -> Any:
+    """Whether a difference, or each of several, is at least the margin."""
+    return value >= margin - ROUNDING
 
 
 def judge(evidence: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
@@ -319,12 +379,15 @@ def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]
             "settled_by": "run attacks, and name a control in `models.never_learned`",
             "trace": False,
         }
-    is_no_chance = (known[f"{measure}_p_adjusted"] <= 1 - settings.confidence) & (known[f"{measure}_least"] > 0)
-    is_found = is_no_chance & (known[measure] >= settings.margin)
-    is_open = known[f"{measure}_most"] >= settings.margin
-    is_hardly_known = not own["known_ci_low"].iloc[0] >= settings.margin
+    is_clear = (known[f"{measure}_p_adjusted"] <= 1 - settings.confidence) & (known[f"{measure}_least"] > 0)
+    is_found = is_clear & _reaches(known[measure], settings.margin)
+    is_open = _reaches(known[f"{measure}_most"], settings.margin)
+    is_hardly_known = not _reaches(own["known_ci_low"].iloc[0], settings.margin)
     # Without a control the attack that does nothing has no gain, and none is missed.
-    uncompared = own.loc[own["excess"].isna(), "attack"].tolist() if measure == "excess" else []
+    uncompared = [display_name(name) for name in own.loc[own["excess"].isna(), "attack"] if measure == "excess"]
+    missing = [f"the control under {_and(uncompared)}"] if uncompared else []
+    if is_hardly_known:
+        missing.append("an original that clearly knows the domain, or more questions about it")
     others: list[str] = []
     settled_by = ""
     if is_found.any():
@@ -332,23 +395,28 @@ def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]
         others = [name for name in known.loc[is_found, "attack"] if name != row["attack"]]
     elif is_open.any():
         row, verdict = _largest(known[is_open], f"{measure}_most"), INCONCLUSIVE
-        settled_by = _settle(known[is_open], measure)
+        is_large = _reaches(known[measure], settings.margin)
+        # One attack that brings it back is enough to accuse; to clear, all must do so, and nothing else may be missing.
+        if (is_open & is_large).any():
+            settled_by = _settle_large(known[is_open & is_large], measure, settings)
+        else:
+            settled_by = "; ".join([_settle_small(known[is_open], measure), *missing])
     else:
         row, verdict = _largest(known, f"{measure}_most"), NOT_RESURFACED if measure == "excess" else NO_GAIN
-        if uncompared:
-            verdict, settled_by = INCONCLUSIVE, f"the control under {_and(uncompared)}"
-        elif is_hardly_known:
-            verdict, settled_by = INCONCLUSIVE, "an original that clearly knows the domain, or more questions about it"
+        if missing:
+            verdict, settled_by = INCONCLUSIVE, "; ".join(missing)
     sentences = [_explain(row, measure, verdict, len(known), settings)]
     if others:
         sentences.append(f"The same holds {_and([_where(name) for name in others])}.")
-    is_trace = bool(is_no_chance.any() and not is_found.any())
+    is_trace = bool(is_clear.any() and not is_found.any())
     if is_trace:
-        traced = _largest(known[is_no_chance], measure)
+        traced = _largest(known[is_clear], measure)
         sentences.append(
-            f"A trace is there: {_points(traced[measure])} points {_where(traced['attack'])} are below the margin, but no chance "
-            f"({_p_text(traced[f'{measure}_p_adjusted'])})."
+            f"A trace is there: {_points(traced[measure])} points {_where(traced['attack'])} are below the margin, but more than the "
+            f"choice of questions explains ({_p_text(traced[f'{measure}_p_adjusted'])})."
         )
+        if measure == "excess":
+            sentences.append("It may be this control that is worse than others.")
     if verdict == INCONCLUSIVE and is_hardly_known:
         sentences.append(_describe_known(own.iloc[0], measure))
     if uncompared:
@@ -389,8 +457,9 @@ def _explain(row: pd.Series, measure: str, verdict: str, attacks: int, settings:
         )
     else:
         text += f", at most {_points(row[f'{measure}_most'])}"
-        if row["known"] > 0:
-            text += f", which is {_share(row[f'{measure}_most'] / row['known'])} of what the original knows beyond {_rival(measure)}"
+        if _reaches(row["known_ci_low"], settings.margin):
+            most = max(0.0, row[f"{measure}_most"] / row["known"])
+            text += f", which is {_share(most)} of what the original knows beyond {_rival(measure)}"
     return f"{text}; the margin is {_points(settings.margin)}."
 
 
@@ -398,7 +467,7 @@ def _describe_known(row: pd.Series, measure: str) -> str:
     """A sentence on an original of which it is not clear that it knows anything to find."""
     if pd.isna(row["known"]):
         return "The original was not scored, so it is not known whether there was anything to find."
-    ends = f"{_points(row['known_ci_low'])} to {_points(row['known_ci_high'])}"
+    ends = _ends(row["known_ci_low"], row["known_ci_high"])
     return (
         f"The original itself answers {_points(row['known'])} points [{ends}] more than {_rival(measure)}: that there is "
         "anything to find is not clear."
@@ -417,7 +486,7 @@ def _p_text(value: float) -> str:
 
 def _where(attack: str) -> str:
     """An attack in a sentence."""
-    return "without attack" if attack == "none" else f"under {attack}"
+    return "without attack" if attack == "none" else f"under {display_name(attack)}"
 
 
 def _and(names: list[str]) -> str:
@@ -425,15 +494,50 @@ def _and(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _settle(undecided: pd.DataFrame, measure: str) -> str:
-    """What would settle all attacks that are open, if differences stay as they are."""
-    by_seeds = undecided[undecided[f"{measure}_needed_facts"].isna()]
-    if not by_seeds.empty:
-        row = _largest(by_seeds, f"{measure}_most")
-        ends = f"{_points(row[f'{measure}_min'])} to {_points(row[f'{measure}_max'])} points"
-        return f"more seeds: the {row['seeds']} there are disagree {_where(row['attack'])} ({ends}), which no number of questions settles"
-    facts = int(undecided[f"{measure}_needed_facts"].max())
-    return f"about {facts:,} facts instead of {undecided['facts'].iloc[0]:,}, if the {measure} stays as it is"
+def _settle_large(undecided: pd.DataFrame, measure: str, settings: SummarySettings) -> str:
+    """What would settle one of the attacks that bring back the margin or more, but do not show it clearly: the one that needs least."""
+    row = undecided.sort_values(f"{measure}_needed_facts").iloc[0]
+    if row[f"{measure}_needed_facts"] <= MOST_FACTS:
+        return _ask_facts(row, measure)
+    row = _largest(undecided, measure)
+    if not _reaches(row[measure], settings.margin + 2 * ROUNDING) or row[f"{measure}_needed_facts"] > MOST_FACTS:
+        return _ask_margin(row, measure)
+    if row["seeds"] == 1:
+        return f"other facts: of these no more are ahead {_where(row['attack'])} than behind, though their mean is"
+    return _ask_seeds(row, measure)
+
+
+def _settle_small(undecided: pd.DataFrame, measure: str) -> str:
+    """What would tell from the margin all attacks that bring back less."""
+    needed = undecided[f"{measure}_needed_facts"]
+    if needed.isna().any():
+        return _ask_seeds(_largest(undecided[needed.isna()], f"{measure}_most"), measure)
+    row = _largest(undecided, f"{measure}_needed_facts")
+    return (_ask_facts if row[f"{measure}_needed_facts"] <= MOST_FACTS else _ask_margin)(row, measure)
+
+
+def _ask_facts(row: pd.Series, measure: str) -> str:
+    """How many facts would do."""
+    return (
+        f"about {int(row[f'{measure}_needed_facts']):,} facts instead of {row['facts']:,}, if the {measure} {_where(row['attack'])} "
+        "stays as it is"
+    )
+
+
+def _ask_margin(row: pd.Series, measure: str) -> str:
+    """Why facts would not do, as the number is where it is asked whether it is above or below."""
+    return f"another margin: the {measure} {_where(row['attack'])} is too near this one for any number of questions"
+
+
+def _ask_seeds(row: pd.Series, measure: str) -> str:
+    """Why facts would not do, but seeds."""
+    ends = _ends(row[f"{measure}_min"], row[f"{measure}_max"])
+    return f"more seeds: the {row['seeds']} there are disagree {_where(row['attack'])} ({ends} points), which no number of questions settles"
+
+
+def _ends(low: float, high: float) -> str:
+    """Two ends in percentage points, which no line break divides."""
+    return f"{_points(low)}\u00a0to\u00a0{_points(high)}"
 
 
 def _share(value: float) -> str:
