@@ -162,7 +162,8 @@ def add_seeds(
     by_seeds = math.sqrt(max(0.0, between - explained) / seeds)
     if between == 0:
         return Uncertainty(mean + moved, by_facts, 0.0, facts)
-    freedom = float((by_facts**2 + by_seeds**2) ** 2 / ((between / seeds) ** 2 / (seeds - 1)))
+    # Never fewer than those of the variance between seeds, though estimates may say so.
+    freedom = max(seeds - 1.0, float((by_facts**2 + by_seeds**2) ** 2 / ((between / seeds) ** 2 / (seeds - 1))))
     moved = moved + by_seeds * generator.standard_normal(resamples)
     moved = moved * np.sqrt(freedom / generator.chisquare(freedom, resamples))
     return Uncertainty(mean + moved, by_facts, by_seeds, facts, freedom)

@@ -8,14 +8,14 @@ and template are those that validation questions select. Several seeds of unlear
     known  = accuracy of the original − that of the control, both without attack: what there is to find
 
 All are means over seeds, as is the recovery that stands beside them (`summary`), which decides nothing. Each has an interval (a bootstrap
-over facts, and what so few seeds leave open). The first two have a p value, adjusted for the number of attacks by Holm's method: of one
-seed that of an exact sign test over facts, which needs nothing but that two models that know nothing are right equally often; of several
-that of their mean's t distribution, because a mean of several seeds and one control are not right equally often. They also have two ends
-by a t distribution. Who is accused may be so by any attack, so `…_least`, the lower end, holds for all attacks of the model at once
-(Bonferroni). Who is cleared must be cleared by every attack, so `…_most`, the upper end, is that of the attack alone (an
+over facts, and what so few seeds leave open). The first two have a p value, adjusted for the number of attacks by Holm's method: of one seed
+and one question a fact that of McNemar's exact test; else that of the mean's own distribution, because a mean of several seeds, or of
+several wordings that one model answers alike and the other does not, is not as often ahead as behind where nothing differs. They also have
+two ends by this distribution. Who is accused may be so by any attack, so `…_least`, the lower end, holds for all attacks of the model at
+once (Bonferroni). Who is cleared must be cleared by every attack, so `…_most`, the upper end, is that of the attack alone (an
 intersection-union test, Berger 1982). From these, with a margin that the configuration sets:
 
-    resurfaces      some attack has an excess of at least the margin, its adjusted p value is below 1 − confidence, and `excess_least`
+    resurfaces      some attack has an excess of at least the margin, its adjusted p value is at most 1 − confidence, and `excess_least`
                     is above 0
     not resurfaced  all attacks were compared with the control, none's excess can be as large as the margin (`excess_most`), and the
                     original clearly knows at least that much (`known_ci_low`)
@@ -29,8 +29,7 @@ by chance in either direction, which the tests allow for; that one of them is be
 that was selected on the other, they do not. The margin is there for that.
 
 Without a control the same is said of the gain, in weaker words, and what is known is counted from chance: what an attack taught cannot be
-told from what it recovered, and what the model knows without any attack is not seen at all. A gain below chance is none; its sign test is
-that of the attacked against the unattacked answers, since against chance signs are not balanced.
+told from what it recovered, and what the model knows without any attack is not seen at all. A gain below chance is none.
 """
 
 import math
@@ -80,23 +79,6 @@ class Asked:
     right: dict[tuple[Any, ...], np.ndarray]
     sizes: np.ndarray
     chance: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What tells a model's answers from others.
-
-    Attributes:
-        uncertainty: of the mean difference per question.
-        signs: of one seed, that of the mean of the signs that its test counts; None for several.
-        sign_mean: that mean.
-        p_value: before it is adjusted.
-    """
-
-    uncertainty: Uncertainty
-    signs: Uncertainty | None
-    sign_mean: float
-    p_value: float
 
 
 def count_right(scores: pd.DataFrame, domain: str) -> Asked:
@@ -176,8 +158,8 @@ def _weigh_attack(
     choices: pd.DataFrame,
     of_method: pd.DataFrame,
     settings: SummarySettings,
-) -> tuple[dict[str, Any], dict[str, Comparison]]:
-    """What one attack on one model says, before anything is adjusted for the other attacks: numbers, and measure → its comparison."""
+) -> tuple[dict[str, Any], dict[str, Uncertainty]]:
+    """What one attack on one model says, before anything is adjusted for the other attacks: numbers, and measure → its uncertainty."""
     unattacked = {
         row["seed"]: (row["variant"], row["template"])
         for row in of_method[of_method["attack"] == "none"].to_dict("records")
@@ -206,9 +188,10 @@ def _weigh_attack(
     ):
         if len(others) == len(own):
             row[f"{name}_accuracy"] = float(np.mean(others) * len(asked.sizes) / total)
-            numbers, uncertainty = _measure(np.array(own) - np.array(floors), asked.sizes, measure, settings)
+            differences = np.array(own) - np.array(floors)
+            numbers, compared[measure] = _measure(differences, asked.sizes, measure, settings)
             row |= numbers
-            compared[measure] = _compare(np.array(own) - np.array(others), row[measure], uncertainty)
+            row[f"{measure}_p_value"] = _test(differences, asked.sizes, row[measure], compared[measure])
     return row | _recover(asked, method, choices["seed"].astype(int).tolist(), np.array(own), settings), compared
 
 
@@ -243,23 +226,10 @@ def _measure(
     return numbers, uncertainty
 
 
-def _compare(differences: np.ndarray, mean: float, uncertainty: Uncertainty) -> Comparison:
-    """Test a mean: of one seed by the signs of its facts, and it is 1 if more of them point against the mean than with it.
-
-    Several seeds are tested by their mean's own distribution. Their mean answer to a fact is hardly ever none, and one control's mostly
-    is, so of two models that guess one is more often ahead.
-
-    Args:
-        differences: between the answers `[seeds, facts]`.
-        mean: per question, of what is measured.
-        uncertainty: of this mean.
-    """
-    if len(differences) > 1:
-        return Comparison(uncertainty, None, 0.0, uncertainty.p_value(mean))
-    signs = np.sign(differences[0])
-    by_facts = float(signs.std()) / math.sqrt(len(signs))
-    p_value = sign_test(differences[0]) if signs.sum() * mean > 0 else 1.0
-    return Comparison(uncertainty, Uncertainty(signs[:1], by_facts, 0.0, len(signs)), float(signs.mean()), p_value)
+def _test(differences: np.ndarray, sizes: np.ndarray, mean: float, uncertainty: Uncertainty) -> float:
+    """The p value of a mean per question, of differences `[seeds, facts]` between answers, or to what guessing gives."""
+    is_of_answers = len(differences) == 1 and sizes.max() == 1 and bool(np.isin(differences, (-1, 0, 1)).all())
+    return sign_test(differences[0]) if is_of_answers else uncertainty.p_value(mean)
 
 
 def _recover(
@@ -315,35 +285,29 @@ def _recover(
     }
 
 
-def _adjust(compared: list[tuple[dict[str, Any], Comparison]], measure: str, settings: SummarySettings) -> None:
+def _adjust(compared: list[tuple[dict[str, Any], Uncertainty]], measure: str, settings: SummarySettings) -> None:
     """Add to the rows of a model's attacks what depends on how many there are."""
     level = (1 - settings.confidence) / max(1, len(compared))
-    adjusted = holm([found.p_value for _, found in compared])
-    for (row, found), p_adjusted in zip(compared, adjusted, strict=True):
-        uncertainty = found.uncertainty
-        row[f"{measure}_p_value"] = found.p_value
+    adjusted = holm([row[f"{measure}_p_value"] for row, _ in compared])
+    for (row, uncertainty), p_adjusted in zip(compared, adjusted, strict=True):
         row[f"{measure}_p_adjusted"] = p_adjusted
         row[f"{measure}_least"] = max(-1.0, row[measure] - uncertainty.half_width(level))
         row[f"{measure}_most"] = min(1.0, row[measure] + uncertainty.half_width(1 - settings.confidence))
         row[f"{measure}_detectable"] = detectable(uncertainty, level, settings.margin, settings.power)
-        row[f"{measure}_needed_facts"] = _need(found, row[measure], level, settings)
+        row[f"{measure}_needed_facts"] = _need(uncertainty, row[measure], level, settings)
 
 
-def _need(found: Comparison, mean: float, level: float, settings: SummarySettings) -> float:
+def _need(uncertainty: Uncertainty, mean: float, level: float, settings: SummarySettings) -> float:
     """How many facts would settle what is open, if the mean stays as it is; NaN if no number would.
 
-    A mean that is at least the margin is to be measured so again, and to be told from none, also by its test; one that is smaller is to be
-    told from the margin.
+    A mean that is at least the margin is to be measured so again, and to be told from none; one that is smaller is to be told from the
+    margin.
     """
     if not _reaches(mean, settings.margin):
-        return needed_facts(found.uncertainty, settings.margin - mean, 1 - settings.confidence, settings.power)
-    numbers = [
-        needed_facts(found.uncertainty, mean, level, settings.power),
-        needed_facts(found.uncertainty, mean - settings.margin, 1.0, settings.power),
-    ]
-    if found.signs is not None:
-        numbers.append(needed_facts(found.signs, found.sign_mean, level, settings.power))
-    return float(np.max(numbers))
+        return needed_facts(uncertainty, settings.margin - mean, 1 - settings.confidence, settings.power)
+    told = needed_facts(uncertainty, mean, level, settings.power)
+    again = needed_facts(uncertainty, mean - settings.margin, 1.0, settings.power)
+    return float(np.max([told, again]))
 
 
 def _reaches(value: Any, margin: float) -> Any:
@@ -384,8 +348,8 @@ def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]
     is_open = _reaches(known[f"{measure}_most"], settings.margin)
     is_hardly_known = not _reaches(own["known_ci_low"].iloc[0], settings.margin)
     # Without a control the attack that does nothing has no gain, and none is missed.
-    uncompared = [display_name(name) for name in own.loc[own["excess"].isna(), "attack"] if measure == "excess"]
-    missing = [f"the control under {_and(uncompared)}"] if uncompared else []
+    uncompared = [_where(name) for name in own.loc[own["excess"].isna(), "attack"] if measure == "excess"]
+    missing = [f"the control {_and(uncompared)}"] if uncompared else []
     if is_hardly_known:
         missing.append("an original that clearly knows the domain, or more questions about it")
     others: list[str] = []
@@ -420,7 +384,7 @@ def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]
     if verdict == INCONCLUSIVE and is_hardly_known:
         sentences.append(_describe_known(own.iloc[0], measure))
     if uncompared:
-        sentences.append(f"The control was not scored under {_and(uncompared)} with what was selected there.")
+        sentences.append(f"The control was not scored {_and(uncompared)} with what was selected there.")
     if measure == "gain":
         sentences.append("There is no control: what an attack taught cannot be told from what it recovered.")
         if verdict == NO_GAIN:
@@ -500,11 +464,13 @@ def _settle_large(undecided: pd.DataFrame, measure: str, settings: SummarySettin
     if row[f"{measure}_needed_facts"] <= MOST_FACTS:
         return _ask_facts(row, measure)
     row = _largest(undecided, measure)
-    if not _reaches(row[measure], settings.margin + 2 * ROUNDING) or row[f"{measure}_needed_facts"] > MOST_FACTS:
+    if row["seeds"] == 1 or row[f"{measure}_needed_facts"] > MOST_FACTS:
         return _ask_margin(row, measure)
-    if row["seeds"] == 1:
-        return f"other facts: of these no more are ahead {_where(row['attack'])} than behind, though their mean is"
-    return _ask_seeds(row, measure)
+    return (
+        _ask_margin(row, measure)
+        if not _reaches(row[measure], settings.margin + 2 * ROUNDING)
+        else _ask_seeds(row, measure)
+    )
 
 
 def _settle_small(undecided: pd.DataFrame, measure: str) -> str:
@@ -532,7 +498,7 @@ def _ask_margin(row: pd.Series, measure: str) -> str:
 def _ask_seeds(row: pd.Series, measure: str) -> str:
     """Why facts would not do, but seeds."""
     ends = _ends(row[f"{measure}_min"], row[f"{measure}_max"])
-    return f"more seeds: the {row['seeds']} there are disagree {_where(row['attack'])} ({ends} points), which no number of questions settles"
+    return f"more seeds: the {row['seeds']} seeds disagree {_where(row['attack'])} ({ends} points), which no number of questions settles"
 
 
 def _ends(low: float, high: float) -> str:
