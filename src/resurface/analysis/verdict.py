@@ -464,13 +464,8 @@ def _settle_large(undecided: pd.DataFrame, measure: str, settings: SummarySettin
     if row[f"{measure}_needed_facts"] <= MOST_FACTS:
         return _ask_facts(row, measure)
     row = _largest(undecided, measure)
-    if row["seeds"] == 1 or row[f"{measure}_needed_facts"] > MOST_FACTS:
-        return _ask_margin(row, measure)
-    return (
-        _ask_margin(row, measure)
-        if not _reaches(row[measure], settings.margin + 2 * ROUNDING)
-        else _ask_seeds(row, measure)
-    )
+    is_near = row[f"{measure}_needed_facts"] > MOST_FACTS or not _reaches(row[measure], settings.margin + 2 * ROUNDING)
+    return (_ask_margin if is_near else _ask_seeds)(row, measure)
 
 
 def _settle_small(undecided: pd.DataFrame, measure: str) -> str:
