@@ -38,7 +38,7 @@ REDUCED = {
     "benchmarks": {"general": ["testbed_general_music"]},
     "data": {"articles": 50, "general_questions": 10},
     "refusals": {"questions": 5, "new_tokens": 4},
-    "summary": {"resamples": 50},
+    "summary": {"resamples": 100},
 }
 
 

@@ -31,7 +31,7 @@ def scores():
 
 
 def test_answers_are_those_of_what_was_selected(scores):
-    found = select_answers(scores, summarize(scores, SummarySettings(resamples=20)))
+    found = select_answers(scores, summarize(scores, SummarySettings(resamples=100)))
     assert list(found.columns) == list(ANSWER_KINDS)
     right = found.groupby(["method", "attack"])["correct"].agg(list)
     assert right["npo", "pruning"] == [False, False, True, False]
@@ -41,13 +41,13 @@ def test_answers_are_those_of_what_was_selected(scores):
 
 
 def test_a_summary_of_other_scores_is_refused(scores):
-    summary = summarize(scores, SummarySettings(resamples=20))
+    summary = summarize(scores, SummarySettings(resamples=100))
     with pytest.raises(ResurfaceError, match="it is of other scores"):
         select_answers(scores[scores["attack"] == "none"], summary)
 
 
 def test_the_page_gets_digits_and_only_the_text_that_it_may_show(scores):
-    found = select_answers(scores, summarize(scores, SummarySettings(resamples=20)))
+    found = select_answers(scores, summarize(scores, SummarySettings(resamples=100)))
     described = describe_answers(found, ["none", "pruning", "gcg"], {"test0001": "</script><b>"})
     assert "<" not in described
     content = json.loads(described)

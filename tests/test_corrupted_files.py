@@ -23,9 +23,9 @@ from conftest import CHECKPOINTS
 from safetensors.torch import load_file, save_file
 
 from resurface.analysis.answers import select_answers
+from resurface.analysis.evidence import gather_evidence
 from resurface.analysis.summary import read_scores, summarize
 from resurface.analysis.tables import PERPLEXITY_KINDS, REFUSAL_KINDS, read_results
-from resurface.analysis.verdict import gather_evidence
 from resurface.analysis.verdict import judge as judge_evidence
 from resurface.analysis.worst_case import find_worst_case
 from resurface.artifacts import check_folder, hash_folder, hashes_path, read_table, write_table
@@ -238,10 +238,10 @@ def shared(tmp_path_factory):
     make_attack(folder / "attack", model)
     scores = make_scores(folder / "scores")
     table = read_scores(scores)
-    summary = summarize(table, SummarySettings(resamples=50))
+    summary = summarize(table, SummarySettings(resamples=100))
     write_table(summary, folder / "summary.parquet")
-    write_table(find_worst_case(table, summary, SummarySettings(resamples=50)), folder / "worst_case.parquet")
-    evidence = gather_evidence(table, summary, SummarySettings(resamples=50))
+    write_table(find_worst_case(table, summary, SummarySettings(resamples=100)), folder / "worst_case.parquet")
+    evidence = gather_evidence(table, summary, SummarySettings(resamples=100))
     write_table(evidence, folder / "evidence.parquet")
     write_table(judge_evidence(evidence, SummarySettings()), folder / "verdicts.parquet")
     write_table(select_answers(table, summary), folder / "answers.parquet")
@@ -652,7 +652,7 @@ def test_score_tables_through_the_command(shared, tmp_path, monkeypatch):
         for old in output.parent.iterdir():
             old.unlink()
         paths = sorted(scores.iterdir())
-        message = run_command(monkeypatch, "summarize", *paths, "--output", output, "--settings", '{"resamples": 20}')
+        message = run_command(monkeypatch, "summarize", *paths, "--output", output, "--settings", '{"resamples": 100}')
         if message is not None:
             assert list(output.parent.iterdir()) == [], "a failed job left something"
             assert message.startswith("error: "), message

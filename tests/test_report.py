@@ -13,6 +13,7 @@ from rich.console import Console
 from resurface.analysis.captions import CAPTIONS, caption_of
 from resurface.analysis.cells import display_name, interval, main_cells, percent, strongest_attacks
 from resurface.analysis.charts import draw_svg
+from resurface.analysis.evidence import EVIDENCE_COLUMNS
 from resurface.analysis.figures import (
     FIGURES,
     FOUND_FIGURES,
@@ -31,7 +32,6 @@ from resurface.analysis.sparsity import pruning_sparsity
 from resurface.analysis.terminal import terminal_table
 from resurface.analysis.tradeoff import tradeoff
 from resurface.analysis.verdict import (
-    EVIDENCE_COLUMNS,
     INCONCLUSIVE,
     NOT_RESURFACED,
     RESURFACES,

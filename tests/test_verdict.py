@@ -9,9 +9,10 @@ import pytest
 from test_worst_case import answers
 
 from resurface.analysis import verdict
-from resurface.analysis.statistics import holm, sign_test
+from resurface.analysis.evidence import EVIDENCE_COLUMNS, MOST_FACTS, gather_evidence, reaches
+from resurface.analysis.statistics import holm, p_value_of, resample_mean, sign_test
 from resurface.analysis.summary import summarize
-from resurface.analysis.verdict import EVIDENCE_COLUMNS, VERDICT_COLUMNS, gather_evidence, judge
+from resurface.analysis.verdict import VERDICT_COLUMNS, judge
 from resurface.errors import ResurfaceError
 from resurface.settings.summary import SummarySettings
 
@@ -146,13 +147,13 @@ def test_too_few_questions_are_inconclusive_and_as_many_as_it_says_settle_it():
             break
     else:
         raise AssertionError("40 facts should not be enough")
-    facts = int(row["settled_by"].split(" facts")[0].removeprefix("about ").replace(",", ""))
+    facts = int(row["settled_by"].split(" facts")[0].removeprefix("ask about ").replace(",", ""))
     assert re.fullmatch(
-        rf"about {facts:,} facts instead of 40, if the excess (without attack|under logit lens) stays as it is",
+        rf"ask about {facts:,} facts instead of 40, if the excess (without attack|under logit lens) stays as it is",
         row["settled_by"],
     )
     settled = [weigh(tables_of(shares, facts=facts, seed=seed))[1].loc["npo", "verdict"] for seed in range(20)]
-    assert settled.count(verdict.NOT_RESURFACED) >= 10, "each of two attacks with a power of 0.8"
+    assert settled.count(verdict.NOT_RESURFACED) >= 13, "both attacks together with a power of 0.8"
 
 
 @pytest.mark.parametrize("margin", [0.2, 0.05])
@@ -167,7 +168,7 @@ def test_one_seed_of_three_does_not_decide(margin):
     assert row["excess_max"] - row["excess_min"] > 0.2
     assert row["excess_p_adjusted"] > 0.05, "facts tell these seeds from the control, but other seeds may do otherwise"
     assert found.loc["npo", "verdict"] == verdict.INCONCLUSIVE
-    assert found.loc["npo", "settled_by"].startswith("more seeds: the 3 seeds disagree under tuning")
+    assert found.loc["npo", "settled_by"].startswith("run more seeds: these 3 differ under tuning (")
 
 
 def test_three_seeds_that_agree_decide():
@@ -179,12 +180,14 @@ def test_three_seeds_that_agree_decide():
 
 def test_of_one_seed_and_one_question_a_fact_the_test_is_mcnemars():
     generator = np.random.default_rng(0)
-    differences = generator.integers(-1, 2, (1, 60)).astype(float)
-    numbers, uncertainty = verdict._measure(differences, np.ones(60), "excess", SETTINGS)
-    found = verdict._test(differences, np.ones(60), numbers["excess"], uncertainty)
+    differences, sizes = generator.integers(-1, 2, (1, 60)).astype(float), np.ones(60)
+    uncertainty = resample_mean(differences, sizes, 400, generator)
+    found = p_value_of(differences, sizes, uncertainty)
     assert found == sign_test(differences[0])
-    assert found == pytest.approx(uncertainty.p_value(numbers["excess"]), rel=0.3)
-    assert verdict._test(differences, np.full(60, 2.0), 0.1, uncertainty) == uncertainty.p_value(0.1)
+    of_the_mean = uncertainty.p_value(differences.mean())
+    assert found == pytest.approx(of_the_mean, rel=0.3)
+    assert p_value_of(differences, sizes, uncertainty, is_of_answers=False) == of_the_mean
+    assert p_value_of(differences, 2 * sizes, uncertainty) == uncertainty.p_value(differences.mean() / 2)
 
 
 def test_two_seeds_that_differ_by_the_same_in_every_fact_are_no_error():
@@ -215,8 +218,7 @@ def test_guessers_are_told_from_one_control_as_rarely_as_promised(seeds, wording
     found = []
     for _ in range(runs):
         differences = (right(seeds, alike[0]) - right(1, alike[1])).astype(float)
-        numbers, uncertainty = verdict._measure(differences, sizes, "excess", SETTINGS)
-        found.append(verdict._test(differences, sizes, numbers["excess"], uncertainty))
+        found.append(p_value_of(differences, sizes, resample_mean(differences, sizes, 400, generator)))
     assert 0.01 <= np.mean(np.array(found) <= 0.05) <= 0.07
     assert np.mean(np.array(found) <= 0.01) <= 0.02
 
@@ -241,12 +243,13 @@ def test_as_many_facts_as_it_says_accuse_a_model_whose_excess_is_near_the_margin
 
 def test_an_excess_at_the_margin_reaches_it_and_no_number_of_questions_settles_it():
     assert SETTINGS.margin > 0.35 - 0.25
-    assert verdict._reaches(0.35 - 0.25, SETTINGS.margin)
+    assert reaches(0.35 - 0.25, SETTINGS.margin)
     scores = tables_of({**REFERENCES, ("npo", "none"): 0.25}, facts=20)
     right = (scores["method"] == "npo") & scores["cluster"].isin(["test0000", "test0001"])
-    _, found = weigh(scores.assign(correct=right | (scores["method"] == "original")))
+    evidence, found = weigh(scores.assign(correct=right | (scores["method"] == "original")))
+    assert evidence.loc[("npo", "none"), "excess_needed_facts"] == MOST_FACTS
     assert found.loc["npo", "settled_by"] == (
-        "another margin: the excess without attack is too near this one for any number of questions"
+        "not more questions: the excess without attack is all but the margin, which is chosen before answers are seen"
     )
 
 
@@ -264,6 +267,10 @@ def test_one_attack_that_brings_it_back_is_enough_to_settle_it():
         raise AssertionError("12 facts should not be enough")
     needed = own.loc[own["excess"] >= SETTINGS.margin, "excess_needed_facts"]
     assert f"about {int(needed.min()):,} facts instead of 12" in found.loc["npo", "settled_by"]
+    attack = found.loc["npo", "attack"]
+    assert attack == needed.idxmin(), "the reason is of the attack that would settle it"
+    assert f"under {attack} against" in found.loc["npo", "reason"]
+    assert f"under {attack} stays" in found.loc["npo", "settled_by"]
 
 
 def test_ten_facts_that_are_answered_alike_show_nothing():
@@ -298,6 +305,8 @@ def test_a_gain_below_chance_is_none():
     assert abs(row["gain"]) < 0.05
     assert row["gain_least"] < 0 < row["gain_most"]
     assert found.loc["npo", "verdict"] == verdict.NO_GAIN
+    against = f"{100 * row['accuracy']:.0f} % under tuning against 25 % by chance (0 % without attack): gain "
+    assert found.loc["npo", "reason"].replace("\u00a0", " ").startswith(against)
 
 
 def test_all_attacks_that_bring_it_back_are_named():
@@ -315,12 +324,49 @@ def test_an_attack_that_the_control_did_not_go_through_leaves_it_open():
     evidence, found = weigh(tables_of(shares, facts=900))
     assert pd.isna(evidence.loc[("npo", "tuning"), "excess"])
     row = found.loc["npo"]
-    assert (row["verdict"], row["settled_by"]) == (verdict.INCONCLUSIVE, "the control under tuning")
+    assert (row["verdict"], row["settled_by"]) == (verdict.INCONCLUSIVE, "score the control under tuning")
     assert "The control was not scored under tuning with what was selected there." in row["reason"]
     _, found = weigh(tables_of(shares, facts=20))
-    assert re.fullmatch(r"about [\d,]+ facts .*; the control under tuning", found.loc["npo", "settled_by"]), (
+    assert re.fullmatch(r"ask about [\d,]+ facts .*; score the control under tuning", found.loc["npo", "settled_by"]), (
         "more facts alone would not clear it"
     )
+
+
+def test_an_original_that_was_not_compared_is_no_guesser():
+    """Where the control was scored under an attack only, chance is not what the original is compared with."""
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): 0.25, ("never_learned", "tuning"): 0.25}
+    del shares["never_learned", "none"]
+    evidence, found = weigh(tables_of(shares, facts=900))
+    assert evidence["known"].isna().all()
+    row = found.loc["npo"]
+    assert row["verdict"] == verdict.INCONCLUSIVE
+    assert "What the original knows beyond the control was not measured" in row["reason"]
+    assert row["settled_by"] == (
+        "score the control without attack; score the original without attack, and the control in the same template"
+    )
+    del shares["never_learned", "tuning"]
+    evidence, _ = weigh(tables_of(shares, facts=900))
+    assert evidence["known"].to_numpy() == pytest.approx(0.75), "without a control it is"
+
+
+@pytest.mark.parametrize("original", [0.27, None])
+def test_who_resurfaces_beyond_the_original_is_told_so(original):
+    """It may be knowledge of something else."""
+    shares = {("original", "none"): original, ("never_learned", "none"): 0.25, ("npo", "none"): 0.25}
+    shares |= {("npo", "tuning"): 0.6, ("never_learned", "tuning"): 0.25}
+    scores = tables_of({key: share for key, share in shares.items() if share})
+    row = weigh(scores)[1].loc["npo"]
+    assert row["verdict"] == verdict.RESURFACES
+    expected = "this may be no knowledge of the original" if original else "was not measured, so it is open how much"
+    assert expected in row["reason"]
+
+
+def test_an_attack_of_fewer_seeds_than_others_is_named():
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): 0.6, ("never_learned", "tuning"): 0.25}
+    scores = tables_of(shares, seeds=(0, 1, 2))
+    _, found = weigh(scores[(scores["attack"] == "none") | (scores["seed"] == 0)])
+    assert "Fewer than 3 seeds were scored under tuning. From one seed" in found.loc["npo", "reason"]
+    assert "Fewer than" not in weigh(scores)[1].loc["npo", "reason"]
 
 
 def test_a_summary_of_other_scores_is_refused():

@@ -44,7 +44,7 @@ SHORT = {
     "scoring": {"templates": ["plain"], "batch_tokens": 1536},
     "refusals": {"questions": 5, "new_tokens": 4},
     "perplexity": {"questions": 5, "new_tokens": 4},
-    "summary": {"resamples": 50},
+    "summary": {"resamples": 100},
 }
 LONG = SHORT | {
     "methods": SHORT["methods"]

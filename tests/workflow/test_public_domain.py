@@ -31,7 +31,7 @@ EXPERIMENT = {
     "attacks": {"finetuning": {"datasets": {"forget": [2]}, "epochs": 1}, "logit_lens": {"blocks": [2]}},
     "benchmarks": {"mmlu": ["resurface_mmlu_abstract_algebra"]},
     "refusals": {"questions": 2, "new_tokens": 2},
-    "summary": {"resamples": 20},
+    "summary": {"resamples": 100},
 }
 
 

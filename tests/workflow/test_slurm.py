@@ -26,7 +26,7 @@ EXPERIMENT = {
     "data": {"articles": 50, "general_questions": 10},
     "scoring": {"templates": ["plain"]},
     "refusals": {"questions": 5, "new_tokens": 4},
-    "summary": {"resamples": 50},
+    "summary": {"resamples": 100},
 }
 
 

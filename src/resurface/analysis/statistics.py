@@ -6,7 +6,8 @@ resamples draw facts. Nothing here knows of models or attacks.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, chi2, norm, t
@@ -85,19 +86,27 @@ class Uncertainty:
         by_facts: the standard deviation of the mean that comes from which facts are asked.
         by_seeds: that which comes from which seeds were run.
         facts: how many facts were asked.
-        freedom: how many degrees of freedom all this is known by; infinite for one seed.
+        seeds: how many seeds were run.
+        by_answers: how much of the spread between seeds comes from answers that vary from seed to seed, as a standard deviation of the
+            mean. It is in `by_facts` already, but makes the spread less certain.
     """
 
     resampled: np.ndarray
     by_facts: float
     by_seeds: float
     facts: int
-    freedom: float = math.inf
+    seeds: int = 1
+    by_answers: float = 0.0
 
     @property
     def deviation(self) -> float:
         """The standard deviation of the mean."""
         return math.hypot(self.by_facts, self.by_seeds)
+
+    @property
+    def freedom(self) -> float:
+        """How many degrees of freedom the deviation is known by; infinite for one seed."""
+        return float(count_freedom(self.by_facts, self.by_seeds, self.by_answers, self.seeds))
 
     def quantile(self, level: float) -> float:
         """How many deviations a mean is off at most, but with probability `level`."""
@@ -115,6 +124,42 @@ class Uncertainty:
         """Two-sided p value of a mean being none: the level at which half of its interval is as wide as it is large."""
         by_deviation = 2 * float(t.sf(abs(mean) / self.deviation, self.freedom)) if self.deviation else 0.0
         return min(1.0, max(by_deviation, 2 * math.exp(-abs(mean) * self.facts)))
+
+
+def count_freedom(by_facts: Any, by_seeds: Any, by_answers: Any, seeds: int) -> np.ndarray:
+    """Satterthwaite's degrees of freedom of a variance of which only the part between seeds is uncertain (Satterthwaite 1946).
+
+    Never fewer than those of that part, though estimates may say so; infinite where seeds do not differ.
+
+    Args:
+        by_facts: the attributes of an `Uncertainty`, or several of each.
+        by_seeds: likewise.
+        by_answers: likewise.
+        seeds: how many were run.
+    """
+    between = np.square(by_seeds) + np.square(by_answers)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        counted = (np.square(by_facts) + np.square(by_seeds)) ** 2 * (seeds - 1) / between**2
+    return np.where(between > 0, np.maximum(counted, seeds - 1.0), math.inf)
+
+
+def p_value_of(
+    differences: np.ndarray, sizes: np.ndarray, uncertainty: Uncertainty, is_of_answers: bool = True
+) -> float:
+    """Two-sided p value of a mean difference being none.
+
+    Of one seed and one question a fact, that of McNemar's exact test. Else that of the mean's own distribution: signs of facts are not
+    balanced where several seeds are compared with one control, or one model answers all wordings of a fact alike and the other does not.
+
+    Args:
+        differences: of each seed and fact, summed over the fact's questions `[seeds, facts]`.
+        sizes: questions of each fact `[facts]`.
+        uncertainty: of their mean.
+        is_of_answers: whether they are between two models' answers, not to what guessing gives.
+    """
+    if is_of_answers and len(differences) == 1 and sizes.max() == 1:
+        return sign_test(differences[0])
+    return uncertainty.p_value(float(differences.mean(0).sum() / sizes.sum()))
 
 
 def resample_mean(
@@ -139,8 +184,7 @@ def add_seeds(
 
     Where there are several seeds, the variance of their mean is added: that between seeds, less what answers that vary from seed to seed
     explain (the interaction of a two-way analysis of variance). So few seeds tell little of it: the variance of two is less than half of
-    the true one in half of all cases, so it is divided by the median of what it follows, and the whole has a t distribution, with
-    Satterthwaite's degrees of freedom (Satterthwaite 1946). To draw seeds with replacement too would count the interaction three times
+    the true one in half of all cases, so it is divided by the median of what it follows, and the whole has a t distribution. To draw seeds with replacement too would count the interaction three times
     (Owen 2007, arXiv 0712.1111).
 
     Args:
@@ -159,14 +203,13 @@ def add_seeds(
     interaction = differences - differences.mean(0) - (of_seeds - mean)[:, None] * sizes
     explained = (interaction**2).sum() / ((seeds - 1) * max(1, facts - 1)) * facts / sizes.sum() ** 2
     between = of_seeds.var(ddof=1) * (seeds - 1) / float(chi2.median(seeds - 1))
-    by_seeds = math.sqrt(max(0.0, between - explained) / seeds)
     if between == 0:
-        return Uncertainty(mean + moved, by_facts, 0.0, facts)
-    # Never fewer than those of the variance between seeds, though estimates may say so.
-    freedom = max(seeds - 1.0, float((by_facts**2 + by_seeds**2) ** 2 / ((between / seeds) ** 2 / (seeds - 1))))
+        return Uncertainty(mean + moved, by_facts, 0.0, facts, seeds)
+    by_seeds = math.sqrt(max(0.0, between - explained) / seeds)
+    found = Uncertainty(moved, by_facts, by_seeds, facts, seeds, math.sqrt(min(between, explained) / seeds))
     moved = moved + by_seeds * generator.standard_normal(resamples)
-    moved = moved * np.sqrt(freedom / generator.chisquare(freedom, resamples))
-    return Uncertainty(mean + moved, by_facts, by_seeds, facts, freedom)
+    moved = moved * np.sqrt(found.freedom / generator.chisquare(found.freedom, resamples))
+    return replace(found, resampled=mean + moved)
 
 
 def detectable(uncertainty: Uncertainty, level: float, margin: float, power: float) -> float:
@@ -185,18 +228,33 @@ def detectable(uncertainty: Uncertainty, level: float, margin: float, power: flo
     return min(1.0, max(least, uncertainty.half_width(level) + missed, margin + missed))
 
 
-def needed_facts(uncertainty: Uncertainty, distance: float, level: float, power: float) -> float:
-    """How many facts would tell a mean from something at a level with a power; NaN if no number would.
+def needed_facts(uncertainty: Uncertainty, distance: float, level: float, power: float, most: int) -> float:
+    """About how many facts, more than there are, would tell a mean from something at a level with a power.
+
+    What comes from facts shrinks with their number, what comes from seeds does not; and the smaller the part of facts is, the fewer
+    degrees of freedom are left. The number is within half a percent.
 
     Args:
         uncertainty: of the mean difference as it is.
-        distance: from the mean to what it is to be told from; if that is not above 0, no number tells.
+        distance: from the mean to what it is to be told from.
         level: with which the interval misses; 1 asks only that the mean itself lies on this side.
         power: the chance that it does.
+        most: more are not looked at.
+
+    Returns:
+        the number; NaN if none is enough because seeds differ, `most` if none is enough though they were alike.
     """
-    deviation = distance / (uncertainty.quantile(level) + float(norm.ppf(power)))
-    left = deviation**2 - uncertainty.by_seeds**2
-    if distance <= 0 or left <= 0:
-        return math.nan
-    by_deviation = uncertainty.facts * uncertainty.by_facts**2 / left
-    return math.ceil(max(uncertainty.facts + 1, by_deviation, -math.log(level / 2) / distance))
+    facts = np.unique(np.geomspace(uncertainty.facts + 1, max(most, uncertainty.facts + 1), 2000).astype(int))
+    left = np.sqrt(uncertainty.facts / facts)
+
+    def is_enough(by_seeds: float) -> np.ndarray:
+        by_facts = uncertainty.by_facts * left
+        freedom = count_freedom(by_facts, by_seeds, uncertainty.by_answers * left, uncertainty.seeds)
+        deviation = np.hypot(by_facts, by_seeds)
+        reach = (t.ppf(1 - level / 2, freedom) + t.ppf(power, freedom)) * deviation
+        return (reach <= distance) & (-math.log(level / 2) <= distance * facts)
+
+    enough = is_enough(uncertainty.by_seeds)
+    if enough.any():
+        return float(facts[enough.argmax()])
+    return math.nan if is_enough(0.0).any() else float(most)

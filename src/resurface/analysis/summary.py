@@ -11,7 +11,7 @@ brought back by an attack.
 
 Questions that ask for the same fact are a cluster, and clusters are what is independent. Accuracies have Wilson intervals for the
 effective number of questions (`statistics.effective_questions`); recovery and excess have percentile intervals of a paired bootstrap
-over clusters; `p_value` is of the exact sign test over clusters, which is McNemar's test where each question is its own cluster, and
+over clusters; `p_value` is McNemar's where each question is its own cluster, else that of the excess (`statistics.p_value_of`), and
 `p_adjusted` allows for all variants, templates and attacks of the model. A variant and a template are *selected* per model and attack
 by their accuracy on validation questions, the first of equals.
 """
@@ -23,7 +23,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resurface.analysis.statistics import draw_weights, effective_questions, find_tails, holm, sign_test, wilson
+from resurface.analysis.statistics import (
+    Uncertainty,
+    draw_weights,
+    effective_questions,
+    find_tails,
+    holm,
+    p_value_of,
+    wilson,
+)
 from resurface.analysis.tables import SCORE_KINDS, check_scores, read_results
 from resurface.settings.summary import SummarySettings
 
@@ -191,14 +199,16 @@ def recovered_share(own: Any, floors: list[Any], tops: list[Any]) -> np.ndarray:
 
 
 def _excess(own: Answers, control: Answers, tails: list[float]) -> dict[str, float]:
-    """Excess over the control, its interval, and the exact sign test over the clusters in which the two differ."""
-    low, high = np.percentile(own.resampled - control.resampled, tails)
+    """Excess over the control, its interval, and its test."""
+    resampled = own.resampled - control.resampled
+    low, high = np.percentile(resampled, tails)
+    uncertainty = Uncertainty(resampled, float(resampled.std()), 0.0, len(own.sizes))
     return {
         "control_accuracy": control.accuracy,
         "excess": own.accuracy - control.accuracy,
         "excess_ci_low": low,
         "excess_ci_high": high,
-        "p_value": sign_test(own.right - control.right),
+        "p_value": p_value_of((own.right - control.right)[None], own.sizes, uncertainty),
     }
 
 

@@ -75,7 +75,7 @@ def weigh(
     settings: SettingsOption = "{}",
 ) -> None:
     """Weigh the evidence against each unlearned model, attack by attack: excess and gain, tests and intervals."""
-    from resurface.analysis.verdict import gather_evidence
+    from resurface.analysis.evidence import gather_evidence
     from resurface.settings.summary import SummarySettings
 
     chosen = read_settings(SummarySettings, settings)

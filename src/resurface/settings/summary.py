@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from resurface.settings.base import PositiveInt, Seed, Settings
+from resurface.settings.base import LARGEST, Seed, Settings
 
 
 class SummarySettings(Settings):
@@ -18,5 +18,5 @@ class SummarySettings(Settings):
     power: float = Field(
         0.8, gt=0.5, lt=1, description="chance with which an excess shall be found, for the smallest one that can be"
     )
-    resamples: PositiveInt = Field(1000, description="bootstrap resamples of question clusters")
+    resamples: int = Field(1000, ge=100, le=LARGEST, description="bootstrap resamples of question clusters")
     seed: Seed = Field(0, description="seed of the bootstrap")
