@@ -193,6 +193,7 @@ def make_evidence() -> pd.DataFrame:
         "excess": 0.45,
         "excess_ci_low": 0.35,
         "excess_ci_high": 0.55,
+        "excess_least": 0.312,
         "excess_most": 0.56,
         "excess_p_adjusted": 1e-9,
     }
@@ -254,8 +255,9 @@ def test_the_evidence_is_shown_attack_by_attack(page):
     rows = page[page.index("The evidence") :]
     cells = re.findall(r"<td>(.*?)</td>", rows[: rows.index("</table>")])
     excess, gain = ["45 points [35 to 55]", "&lt; 0.001"], ["45 points [35 to 55]", "0.042"]
-    assert cells[:9] == ["finetuning", "80 %", "35 %", *excess, *gain, "56 points", "10 points"]
-    assert cells[9:] == ["logit lens", "80 %", *["–"] * 7]
+    turned_on = ["31.2", "56.0", "10.0", "2 (40.0 to 50.0)"]
+    assert cells[:11] == ["finetuning", "80 %", "35 %", *excess, *gain, *turned_on]
+    assert cells[11:] == ["logit lens", "80 %", *["–"] * 8, "2"]
 
 
 def test_the_worst_case_is_a_mean_over_seeds(page):
@@ -307,7 +309,7 @@ def test_accessible_tables(page: str) -> None:
 def test_sentences(page: str) -> None:
     assert (
         "<strong>NPO</strong>: 14 % without attack, 44 % under finetuning (forget-n20, plain): "
-        "recovery 16 % [5 to 27], excess over control 11 points [35 to 55]." in page
+        "recovery 16 % [5 to 27], excess over control (33 %) 11 points [35 to 55]." in page
     ), "intervals are the evidence's, which count seeds"
 
 

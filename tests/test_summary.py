@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, t
 
 from resurface.analysis.summary import SUMMARY_COLUMNS, read_scores, summarize
 from resurface.artifacts import write_table
@@ -131,8 +131,8 @@ def test_excess_is_over_the_control_under_the_same_attack(table):
     assert one["control_accuracy"] == pytest.approx(0.3)
     assert one["excess"] == pytest.approx(0.4)
     assert one["excess_ci_low"] < 0.4 < one["excess_ci_high"]
-    by_normal = 2 * norm.sf(0.4 / np.sqrt(0.4 * 0.6 / 100))
-    assert np.log(one["p_value"]) == pytest.approx(np.log(by_normal), rel=0.1), "200 questions are 100 facts"
+    expected = 2 * t.sf(0.4 / np.sqrt(0.4 * 0.6 / 100), 99)
+    assert np.log(one["p_value"]) == pytest.approx(np.log(expected), rel=0.1), "200 questions are 100 facts"
     before = row(table, method="npo", attack="none", template="plain", split="test", benchmark=DOMAIN)
     assert before["control_accuracy"] == pytest.approx(0.25)
 

@@ -14,8 +14,12 @@ Holm's method, and two ends. Who is accused may be so by any attack, so `…_lea
 (Bonferroni). Who is cleared must be cleared by every attack, so `…_most`, the upper end, is that of the attack alone (an intersection-union
 test, Berger 1982).
 
+`…_max_least` is the lower end of the seed with the largest value by itself, with all seeds and attacks allowed for: whether one seed alone
+would be accused, however small the mean is.
+
 `…_needed_facts` is how many facts would settle what is open about an attack, with the power that is asked for, if the numbers stay as they
-are; null where that takes more seeds, `MOST_FACTS` where no number of facts that anybody writes would do.
+are; null where that takes more seeds, `MOST_FACTS` where no number of facts that anybody writes would do. `…_needed_seeds` is how many
+seeds would where facts do not, `MOST_SEEDS` if not even so many; null where facts do.
 """
 
 import math
@@ -25,6 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from resurface.analysis.cells import CONTROL
 from resurface.analysis.statistics import (
     Uncertainty,
     add_seeds,
@@ -32,7 +37,9 @@ from resurface.analysis.statistics import (
     draw_weights,
     find_tails,
     holm,
+    interval_of,
     needed_facts,
+    needed_seeds,
     p_value_of,
     resample_mean,
 )
@@ -41,10 +48,10 @@ from resurface.analysis.tables import EVIDENCE_KINDS, MEASURES, REFERENCES
 from resurface.errors import ResurfaceError
 from resurface.settings.summary import SummarySettings
 
-CONTROL = "never_learned"
 EVIDENCE_COLUMNS = list(EVIDENCE_KINDS)
 ROUNDING = 1e-9  # differences of shares are not exact: 0.35 − 0.25 is less than 0.1
 MOST_FACTS = 1_000_000  # nobody writes more questions
+MOST_SEEDS = 100  # nor unlearns more often
 
 
 @dataclass(frozen=True)
@@ -149,8 +156,12 @@ def _weigh_attack(
     choices: pd.DataFrame,
     of_method: pd.DataFrame,
     settings: SummarySettings,
-) -> tuple[dict[str, Any], dict[str, Uncertainty]]:
-    """What one attack on one model says, before anything is adjusted for the other attacks: numbers, and measure → its uncertainty."""
+) -> tuple[dict[str, Any], dict[str, tuple[Uncertainty, Uncertainty]]]:
+    """What one attack on one model says, before anything is adjusted for the other attacks.
+
+    Returns:
+        numbers, and measure → the uncertainty of its mean, and that of the seed with the largest value alone.
+    """
     unattacked = {
         row["seed"]: (row["variant"], row["template"])
         for row in of_method[of_method["attack"] == "none"].to_dict("records")
@@ -184,7 +195,10 @@ def _weigh_attack(
             row |= numbers
             is_of_answers = not any(floor is guessed for floor in floors)
             row[f"{measure}_p_value"] = p_value_of(differences, asked.sizes, uncertainty, is_of_answers)
-            compared[measure] = uncertainty
+            compared[measure] = (
+                uncertainty,
+                _resample(differences[[differences.sum(1).argmax()]], asked.sizes, settings),
+            )
     return row | _recover(asked, method, choices["seed"].astype(int).tolist(), np.array(own), settings), compared
 
 
@@ -206,17 +220,23 @@ def _measure(
     differences: np.ndarray, sizes: np.ndarray, measure: str, settings: SummarySettings
 ) -> tuple[dict[str, float], Uncertainty]:
     """Size, interval and range over seeds of a mean difference per question, of differences `[seeds, facts]`, and its uncertainty."""
-    uncertainty = resample_mean(differences, sizes, settings.resamples, np.random.default_rng(settings.seed))
+    uncertainty = _resample(differences, sizes, settings)
     by_seed = differences.sum(1) / sizes.sum()
-    low, high = np.percentile(uncertainty.resampled.clip(-1, 1), find_tails(settings.confidence))
+    mean = float(by_seed.mean())
+    low, high = interval_of(uncertainty.resampled, mean, len(sizes), settings.confidence)
     numbers = {
-        measure: float(by_seed.mean()),
-        f"{measure}_ci_low": float(low),
-        f"{measure}_ci_high": float(high),
+        measure: mean,
+        f"{measure}_ci_low": low,
+        f"{measure}_ci_high": high,
         f"{measure}_min": float(by_seed.min()),
         f"{measure}_max": float(by_seed.max()),
     }
     return numbers, uncertainty
+
+
+def _resample(differences: np.ndarray, sizes: np.ndarray, settings: SummarySettings) -> Uncertainty:
+    """The uncertainty of a mean per question, of differences `[seeds, facts]`, with the same resamples of facts for all."""
+    return resample_mean(differences, sizes, settings.resamples, np.random.default_rng(settings.seed))
 
 
 def _recover(
@@ -272,33 +292,41 @@ def _recover(
     }
 
 
-def _adjust(compared: list[tuple[dict[str, Any], Uncertainty]], measure: str, settings: SummarySettings) -> None:
+def _adjust(
+    compared: list[tuple[dict[str, Any], tuple[Uncertainty, Uncertainty]]], measure: str, settings: SummarySettings
+) -> None:
     """Add to the rows of a model's attacks what depends on how many there are."""
     missed = 1 - settings.confidence
     level = missed / max(1, len(compared))
     adjusted = holm([row[f"{measure}_p_value"] for row, _ in compared])
-    for (row, uncertainty), p_adjusted in zip(compared, adjusted, strict=True):
+    for (row, (uncertainty, of_largest)), p_adjusted in zip(compared, adjusted, strict=True):
         row[f"{measure}_p_adjusted"] = p_adjusted
         row[f"{measure}_least"] = max(-1.0, row[measure] - uncertainty.half_width(level))
         row[f"{measure}_most"] = min(1.0, row[measure] + uncertainty.half_width(missed))
+        alone = row[f"{measure}_max"] - of_largest.half_width(level / row["seeds"])
+        row[f"{measure}_max_least"] = max(-1.0, alone)
         row[f"{measure}_detectable"] = detectable(uncertainty, level, settings.margin, settings.power)
     open_ones = sum(is_open(row, measure, settings.margin) for row, _ in compared)
-    for row, uncertainty in compared:
-        row[f"{measure}_needed_facts"] = _need(uncertainty, row[measure], level, max(1, open_ones), settings)
+    for row, (uncertainty, _) in compared:
+        goals = _set_goals(row[measure], level, max(1, open_ones), settings)
+        facts = float(np.max([needed_facts(uncertainty, *goal, MOST_FACTS) for goal in goals]))
+        row[f"{measure}_needed_facts"] = facts
+        if math.isnan(facts):
+            row[f"{measure}_needed_seeds"] = max(needed_seeds(uncertainty, *goal, MOST_SEEDS) for goal in goals)
 
 
-def _need(uncertainty: Uncertainty, mean: float, level: float, open_ones: int, settings: SummarySettings) -> float:
-    """How many facts would settle what is open about an attack, if its mean stays as it is.
+def _set_goals(
+    mean: float, level: float, open_ones: int, settings: SummarySettings
+) -> list[tuple[float, float, float]]:
+    """What is to be shown to settle an attack, if its mean stays as it is: distances to tell, each with its level and power.
 
     A mean that is at least the margin is to be measured so again, and to be told from none: one such attack is enough. One that is smaller
     is to be told from the margin, as those of all other open attacks, which together shall have the power.
     """
     margin, power = settings.margin, settings.power
-    if not reaches(mean, margin):
-        return needed_facts(uncertainty, margin - mean, 1 - settings.confidence, power ** (1 / open_ones), MOST_FACTS)
-    told = needed_facts(uncertainty, mean, level, power, MOST_FACTS)
-    again = needed_facts(uncertainty, mean - margin, 1.0, power, MOST_FACTS)
-    return float(np.max([told, again]))
+    if reaches(mean, margin):
+        return [(mean, level, power), (mean - margin, 1.0, power)]
+    return [(margin - mean, 1 - settings.confidence, power ** (1 / open_ones))]
 
 
 def is_open(rows: Any, measure: str, margin: float) -> Any:

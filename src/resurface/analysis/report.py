@@ -62,7 +62,7 @@ class Tables:
     Attributes:
         summary: the summary table.
         worst_case: one row per attacked model (`resurface.analysis.worst_case`).
-        evidence: one row per unlearned model and attack (`resurface.analysis.verdict`).
+        evidence: one row per unlearned model and attack (`resurface.analysis.evidence`).
         verdicts: one row per unlearned model (`resurface.analysis.verdict`).
         findings: what attacks left besides interventions (`resurface.analysis.findings`).
         refusals: one row per prompt, whether its answer was a refusal; None if refusals were not counted.
@@ -235,16 +235,23 @@ def _answers(tables: Tables, domain: str, attacks: list[str]) -> Markup | None:
 
 
 def _evidence_rows(evidence: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
-    """Model, attack, and what they say: excess and gain with intervals, adjusted p values, what cannot be excluded or seen."""
+    """Model, attack, and what they say: excess and gain with intervals and p values, and the ends and sizes that verdicts turn on."""
     rows = []
     for row in evidence.to_dict("records"):
         texts = [percent(row["accuracy"]), percent(row["control_accuracy"])]
         for measure in MEASURES:
             texts += [_points_text(row, measure), _p_text(row[f"{measure}_p_adjusted"])]
         measure = "gain" if pd.isna(row["excess"]) else "excess"
-        texts += [points(row[f"{measure}_most"]), points(row[f"{measure}_detectable"])]
+        texts += [_exactly(row[f"{measure}_{part}"]) for part in ("least", "most", "detectable")]
+        spread = f" ({_exactly(row[f'{measure}_min'])} to {_exactly(row[f'{measure}_max'])})"
+        texts.append(f"{row['seeds']}{spread if row['seeds'] > 1 and pd.notna(row[measure]) else ''}")
         rows.append((display_name(row["method"]), display_name(row["attack"]), texts))
     return rows
+
+
+def _exactly(value: float) -> str:
+    """A difference in percentage points as verdicts compare it with the margin, or a dash where there is none."""
+    return "–" if pd.isna(value) else f"{100 * value:.1f}".replace("-", "−")
 
 
 def _p_text(value: float) -> str:
@@ -283,7 +290,7 @@ def _excess_text(cell: pd.Series, has_control: bool) -> str:
     """Excess over the control with its interval, or why there is none."""
     if pd.isna(cell["excess"]):
         return "excess over control – (not run on the control)" if has_control else "excess over control: no control"
-    return f"excess over control {_points_text(cell, 'excess')}"
+    return f"excess over control ({percent(cell['control_accuracy'])}) {_points_text(cell, 'excess')}"
 
 
 def _points_text(row: dict[Any, Any] | pd.Series, measure: str) -> str:

@@ -46,6 +46,28 @@ def find_tails(confidence: float) -> list[float]:
     return [50 * (1 - confidence), 50 * (1 + confidence)]
 
 
+def interval_of(resampled: np.ndarray, value: float, facts: int, confidence: float) -> tuple[float, float]:
+    """The percentile interval of a mean difference per question, but never narrower than what so few facts leave open.
+
+    Where hardly a fact differs, resamples hardly do: without any difference all of them are 0. What n facts do not show may still be true
+    of −ln((1 − confidence) / 2) / n of all, to either side.
+
+    Args:
+        resampled: the mean in each resample `[resamples]`.
+        value: the mean itself.
+        facts: how many were asked.
+        confidence: of the interval.
+    """
+    low, high = np.percentile(resampled, find_tails(confidence))
+    unseen = leave_open(facts, 1 - confidence)
+    return max(-1.0, float(min(low, value - unseen))), min(1.0, float(max(high, value + unseen)))
+
+
+def leave_open(facts: int, level: float) -> float:
+    """The largest share of facts of which so many facts show nothing with a probability of half a level, about."""
+    return -math.log(level / 2) / facts
+
+
 def mcnemar(more: int, less: int) -> float:
     """Two-sided p value of McNemar's exact test: are these two numbers of disagreements equally likely?"""
     return float(binomtest(more, more + less).pvalue) if more + less else 1.0
@@ -105,8 +127,8 @@ class Uncertainty:
 
     @property
     def freedom(self) -> float:
-        """How many degrees of freedom the deviation is known by; infinite for one seed."""
-        return float(count_freedom(self.by_facts, self.by_seeds, self.by_answers, self.seeds))
+        """How many degrees of freedom the deviation is known by."""
+        return float(count_freedom(self.by_facts, self.by_seeds, self.by_answers, self.seeds, self.facts))
 
     def quantile(self, level: float) -> float:
         """How many deviations a mean is off at most, but with probability `level`."""
@@ -115,10 +137,9 @@ class Uncertainty:
     def half_width(self, level: float) -> float:
         """Half of the interval that misses the true mean with probability `level`, by a t distribution.
 
-        For levels at which a few thousand resamples have no tails. Where hardly a fact differs, the deviation says nothing: what n facts
-        do not show may still be true of −ln(level / 2) / n of all.
+        For levels at which a few thousand resamples have no tails. Where hardly a fact differs, the deviation says nothing (`leave_open`).
         """
-        return max(self.quantile(level) * self.deviation, -math.log(level / 2) / self.facts)
+        return max(self.quantile(level) * self.deviation, leave_open(self.facts, level))
 
     def p_value(self, mean: float) -> float:
         """Two-sided p value of a mean being none: the level at which half of its interval is as wide as it is large."""
@@ -126,21 +147,25 @@ class Uncertainty:
         return min(1.0, max(by_deviation, 2 * math.exp(-abs(mean) * self.facts)))
 
 
-def count_freedom(by_facts: Any, by_seeds: Any, by_answers: Any, seeds: int) -> np.ndarray:
-    """Satterthwaite's degrees of freedom of a variance of which only the part between seeds is uncertain (Satterthwaite 1946).
+def count_freedom(by_facts: Any, by_seeds: Any, by_answers: Any, seeds: int, facts: Any) -> np.ndarray:
+    """Satterthwaite's degrees of freedom of a variance, of which one part is known by so many facts, and one by so many seeds (1946).
 
-    Never fewer than those of that part, though estimates may say so; infinite where seeds do not differ.
+    Never fewer than the lesser of both, though estimates may say so; infinite where nothing varies.
 
     Args:
         by_facts: the attributes of an `Uncertainty`, or several of each.
         by_seeds: likewise.
         by_answers: likewise.
         seeds: how many were run.
+        facts: how many were asked, or several.
     """
     between = np.square(by_seeds) + np.square(by_answers)
+    of_facts, of_seeds = np.maximum(1.0, np.subtract(facts, 1.0)), max(1.0, seeds - 1.0)
+    uncertain = np.power(by_facts, 4) / of_facts + between**2 / of_seeds
+    least = np.where(between > 0, np.minimum(of_facts, of_seeds), of_facts)
     with np.errstate(divide="ignore", invalid="ignore"):
-        counted = (np.square(by_facts) + np.square(by_seeds)) ** 2 * (seeds - 1) / between**2
-    return np.where(between > 0, np.maximum(counted, seeds - 1.0), math.inf)
+        counted = (np.square(by_facts) + np.square(by_seeds)) ** 2 / uncertain
+    return np.where(uncertain > 0, np.maximum(counted, least), math.inf)
 
 
 def p_value_of(
@@ -215,7 +240,7 @@ def add_seeds(
 def detectable(uncertainty: Uncertainty, level: float, margin: float, power: float) -> float:
     """The smallest true mean difference that is found with a power: measured as at least a margin, and told from none at a level.
 
-    By the normal approximation; but no exact sign test of fewer than 1 + log2(1 / level) facts can reach its level at all.
+    About so; and no exact sign test of fewer than 1 + log2(1 / level) facts can reach its level at all.
 
     Args:
         uncertainty: of the mean difference.
@@ -223,8 +248,8 @@ def detectable(uncertainty: Uncertainty, level: float, margin: float, power: flo
         margin: below which nothing is found.
         power: the chance to find it.
     """
+    missed = float(t.ppf(power, uncertainty.freedom)) * uncertainty.deviation
     least = math.ceil(1 + math.log2(1 / level)) / uncertainty.facts
-    missed = float(norm.ppf(power)) * uncertainty.deviation
     return min(1.0, max(least, uncertainty.half_width(level) + missed, margin + missed))
 
 
@@ -249,12 +274,30 @@ def needed_facts(uncertainty: Uncertainty, distance: float, level: float, power:
 
     def is_enough(by_seeds: float) -> np.ndarray:
         by_facts = uncertainty.by_facts * left
-        freedom = count_freedom(by_facts, by_seeds, uncertainty.by_answers * left, uncertainty.seeds)
-        deviation = np.hypot(by_facts, by_seeds)
-        reach = (t.ppf(1 - level / 2, freedom) + t.ppf(power, freedom)) * deviation
-        return (reach <= distance) & (-math.log(level / 2) <= distance * facts)
+        freedom = count_freedom(by_facts, by_seeds, uncertainty.by_answers * left, uncertainty.seeds, facts)
+        return is_told(np.hypot(by_facts, by_seeds), freedom, facts, distance, level, power)
 
     enough = is_enough(uncertainty.by_seeds)
     if enough.any():
         return float(facts[enough.argmax()])
     return math.nan if is_enough(0.0).any() else float(most)
+
+
+def needed_seeds(uncertainty: Uncertainty, distance: float, level: float, power: float, most: int) -> int:
+    """How many seeds, more than there are, would tell a mean from something as `needed_facts` do; `most` if no fewer are enough.
+
+    What comes from facts stays as it is, so where that is too much, no number of seeds is enough.
+    """
+    for seeds in range(uncertainty.seeds + 1, most):
+        left = math.sqrt(uncertainty.seeds / seeds)
+        by_facts, by_seeds = uncertainty.by_facts, uncertainty.by_seeds * left
+        freedom = count_freedom(by_facts, by_seeds, uncertainty.by_answers * left, seeds, uncertainty.facts)
+        if is_told(math.hypot(by_facts, by_seeds), freedom, uncertainty.facts, distance, level, power):
+            return seeds
+    return most
+
+
+def is_told(deviation: Any, freedom: Any, facts: Any, distance: float, level: float, power: float) -> Any:
+    """Whether a mean with such a deviation, or each of several, is told from what lies that far away (`needed_facts`)."""
+    reach = (t.ppf(1 - level / 2, freedom) + t.ppf(power, freedom)) * deviation
+    return (reach <= distance) & (leave_open(1, level) <= distance * facts)

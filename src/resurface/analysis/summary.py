@@ -29,6 +29,7 @@ from resurface.analysis.statistics import (
     effective_questions,
     find_tails,
     holm,
+    interval_of,
     p_value_of,
     wilson,
 )
@@ -137,7 +138,7 @@ def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
             control_seed = None if attack == "none" else seed
             control = answers.get((domain, "never_learned", control_seed, *key[3:]))
             if control is not None:
-                row |= _excess(own, control, tails)
+                row |= _excess(own, control, settings.confidence)
         rows.append(row)
     summary = pd.DataFrame(rows).reindex(columns=SUMMARY_COLUMNS)
     summary["p_adjusted"] = _adjust(summary)
@@ -198,14 +199,14 @@ def recovered_share(own: Any, floors: list[Any], tops: list[Any]) -> np.ndarray:
     return np.where(gap > 0, (own - floor) / np.where(gap > 0, gap, 1), np.nan)
 
 
-def _excess(own: Answers, control: Answers, tails: list[float]) -> dict[str, float]:
+def _excess(own: Answers, control: Answers, confidence: float) -> dict[str, float]:
     """Excess over the control, its interval, and its test."""
-    resampled = own.resampled - control.resampled
-    low, high = np.percentile(resampled, tails)
+    resampled, excess = own.resampled - control.resampled, own.accuracy - control.accuracy
+    low, high = interval_of(resampled, excess, len(own.sizes), confidence)
     uncertainty = Uncertainty(resampled, float(resampled.std()), 0.0, len(own.sizes))
     return {
         "control_accuracy": control.accuracy,
-        "excess": own.accuracy - control.accuracy,
+        "excess": excess,
         "excess_ci_low": low,
         "excess_ci_high": high,
         "p_value": p_value_of((own.right - control.right)[None], own.sizes, uncertainty),

@@ -142,8 +142,8 @@ WORST_CASE_KINDS = {
 }
 MEASURES = ("excess", "gain")
 EVIDENCE_PARTS = (
-    *("", "_ci_low", "_ci_high", "_least", "_most", "_min", "_max"),
-    *("_p_value", "_p_adjusted", "_detectable", "_needed_facts"),
+    *("", "_ci_low", "_ci_high", "_least", "_most", "_min", "_max", "_max_least"),
+    *("_p_value", "_p_adjusted", "_detectable", "_needed_facts", "_needed_seeds"),
 )
 EVIDENCE_KINDS = {
     "domain": NAME,

@@ -21,11 +21,11 @@ taught, and then this number flatters every other model too.
 import numpy as np
 import pandas as pd
 
+from resurface.analysis.cells import CONTROL
 from resurface.analysis.statistics import draw_weights, find_tails
 from resurface.errors import ResurfaceError
 from resurface.settings.summary import SummarySettings
 
-CONTROL = "never_learned"
 CHOICE = ["domain", "method", "seed", "attack", "variant", "template"]
 WORST_CASE_COLUMNS = [
     *("domain", "method", "seed"),
