@@ -137,6 +137,13 @@ def test_excess_is_over_the_control_under_the_same_attack(table):
     assert before["control_accuracy"] == pytest.approx(0.25)
 
 
+def test_nothing_recovered_is_not_sure_to_be_nothing(table):
+    """Resamples of answers that are all the same are all 0."""
+    one = row(table, method="npo", attack="none", template="chat", split="test", benchmark=DOMAIN)
+    assert one["recovery"] <= 0
+    assert one["recovery_ci_high"] > 0
+
+
 def test_one_variant_and_template_is_selected_on_validation(table):
     """One that was made on another model is never selected, however good it is."""
     chosen = table[table["selected"] & (table["method"] == "npo") & (table["attack"] == "finetuning")]

@@ -35,7 +35,6 @@ from resurface.analysis.statistics import (
     add_seeds,
     detectable,
     draw_weights,
-    find_tails,
     holm,
     interval_of,
     needed_facts,
@@ -267,7 +266,7 @@ def _recover(
     generator = np.random.default_rng(settings.seed)
     weights = draw_weights(len(sizes), settings.resamples, generator)
     top, drawn_tops = max(tops, key=np.sum), [weights @ one for one in tops]
-    values, resampled, added = [], [], []
+    values, resampled, added, gaps = [], [], [], []
     for seed, right in zip(seeds, own, strict=True):
         floors = [*unattacked(method, seed), *control]
         floor = max(floors, key=np.sum)
@@ -276,17 +275,18 @@ def _recover(
             return {}
         values.append(value)
         resampled.append(recovered_share(weights @ right, [weights @ one for one in floors], drawn_tops))
-        added.append(value * sizes + ((right - floor) - value * (top - floor)) * sizes.sum() / (top - floor).sum())
+        gaps.append((top - floor).sum() / sizes.sum())
+        added.append(value * sizes + ((right - floor) - value * (top - floor)) / gaps[-1])
     means = np.mean(resampled, axis=0)
     known = means[np.isfinite(means)]
     if not len(known):
         return {}
-    uncertainty = add_seeds(known, np.array(added), sizes, generator)
-    low, high = np.percentile(uncertainty.resampled, find_tails(settings.confidence))
+    uncertainty, mean = add_seeds(known, np.array(added), sizes, generator), float(np.mean(values))
+    low, high = interval_of(uncertainty.resampled, mean, len(sizes), settings.confidence, float(np.mean(gaps)))
     return {
-        "recovery": float(np.mean(values)),
-        "recovery_ci_low": float(low),
-        "recovery_ci_high": float(high),
+        "recovery": mean,
+        "recovery_ci_low": low,
+        "recovery_ci_high": high,
         "recovery_min": min(values),
         "recovery_max": max(values),
     }

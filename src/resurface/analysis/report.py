@@ -243,7 +243,7 @@ def _evidence_rows(evidence: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
             texts += [_points_text(row, measure), _p_text(row[f"{measure}_p_adjusted"])]
         measure = "gain" if pd.isna(row["excess"]) else "excess"
         texts += [_exactly(row[f"{measure}_{part}"]) for part in ("least", "most", "detectable")]
-        spread = f" ({_exactly(row[f'{measure}_min'])} to {_exactly(row[f'{measure}_max'])})"
+        spread = f" ({_exactly(row[f'{measure}_min'])}\u00a0to\u00a0{_exactly(row[f'{measure}_max'])})"
         texts.append(f"{row['seeds']}{spread if row['seeds'] > 1 and pd.notna(row[measure]) else ''}")
         rows.append((display_name(row["method"]), display_name(row["attack"]), texts))
     return rows

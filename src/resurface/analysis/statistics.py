@@ -46,25 +46,27 @@ def find_tails(confidence: float) -> list[float]:
     return [50 * (1 - confidence), 50 * (1 + confidence)]
 
 
-def interval_of(resampled: np.ndarray, value: float, facts: int, confidence: float) -> tuple[float, float]:
+def interval_of(
+    resampled: np.ndarray, value: float, facts: int, confidence: float, whole: float = 1.0
+) -> tuple[float, float]:
     """The percentile interval of a mean difference per question, but never narrower than what so few facts leave open.
 
-    Where hardly a fact differs, resamples hardly do: without any difference all of them are 0. What n facts do not show may still be true
-    of −ln((1 − confidence) / 2) / n of all, to either side.
+    Where hardly a fact differs, resamples hardly do: without any difference all of them are 0.
 
     Args:
         resampled: the mean in each resample `[resamples]`.
         value: the mean itself.
         facts: how many were asked.
         confidence: of the interval.
+        whole: what differences are given as shares of, if not of all questions.
     """
     low, high = np.percentile(resampled, find_tails(confidence))
-    unseen = leave_open(facts, 1 - confidence)
-    return max(-1.0, float(min(low, value - unseen))), min(1.0, float(max(high, value + unseen)))
+    unseen = leave_open(facts, 1 - confidence) / whole
+    return max(-1 / whole, float(min(low, value - unseen))), min(1 / whole, float(max(high, value + unseen)))
 
 
 def leave_open(facts: int, level: float) -> float:
-    """The largest share of facts of which so many facts show nothing with a probability of half a level, about."""
+    """The share of facts of which so many show nothing with a probability of half a level: −ln(level / 2) / n, about."""
     return -math.log(level / 2) / facts
 
 

@@ -27,7 +27,6 @@ from resurface.analysis.statistics import (
     Uncertainty,
     draw_weights,
     effective_questions,
-    find_tails,
     holm,
     interval_of,
     p_value_of,
@@ -110,7 +109,6 @@ def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
     for (_, _, _), table in scores.groupby(["domain", "benchmark", "split"], sort=False):
         answers.update(_resample(table, settings))
 
-    tails = find_tails(settings.confidence)
     rows = []
     for key, own in answers.items():
         domain, method, seed, attack, _, _, benchmark, split = key
@@ -134,7 +132,9 @@ def summarize(scores: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
                 )
                 return [one for one in found if one is not None]
 
-            row |= _recovery(own, of(method, seed), of("never_learned", None), of("original", None), tails)
+            row |= _recovery(
+                own, of(method, seed), of("never_learned", None), of("original", None), settings.confidence
+            )
             control_seed = None if attack == "none" else seed
             control = answers.get((domain, "never_learned", control_seed, *key[3:]))
             if control is not None:
@@ -168,22 +168,24 @@ def _resample(table: pd.DataFrame, settings: SummarySettings) -> dict[tuple, Ans
 
 
 def _recovery(
-    own: Answers, unlearned: list[Answers], control: list[Answers], original: list[Answers], tails: list[float]
+    own: Answers, unlearned: list[Answers], control: list[Answers], original: list[Answers], confidence: float
 ) -> dict[str, float]:
     """Recovery and its interval; nothing where the original knows no more than the floor."""
     if not unlearned or not original:
         return {}
     chance = [] if control else [1 / own.choices]
     floors = [*unlearned, *control]
-    share = recovered_share(own.accuracy, [one.accuracy for one in floors] + chance, [one.accuracy for one in original])
+    lows, tops = [*(one.accuracy for one in floors), *chance], [one.accuracy for one in original]
+    share = float(recovered_share(own.accuracy, lows, tops))
     if np.isnan(share):
         return {}
     guessed = [np.full_like(own.resampled, one) for one in chance]
     shares = recovered_share(
         own.resampled, [one.resampled for one in floors] + guessed, [one.resampled for one in original]
     )
-    low, high = np.nanpercentile(shares, tails)
-    return {"recovery": float(share), "recovery_ci_low": low, "recovery_ci_high": high}
+    known = shares[np.isfinite(shares)]
+    low, high = interval_of(known, share, len(own.sizes), confidence, max(tops) - max(lows))
+    return {"recovery": share, "recovery_ci_low": low, "recovery_ci_high": high}
 
 
 def recovered_share(own: Any, floors: list[Any], tops: list[Any]) -> np.ndarray:
