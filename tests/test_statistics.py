@@ -137,7 +137,7 @@ def test_intervals_cover_where_hardly_a_fact_differs(share, facts):
     covered, runs, sizes = 0, 400, np.ones(facts)
     for _ in range(runs):
         differences = (generator.random((1, facts)) < share).astype(float)
-        resampled = resample_mean(differences, sizes, 1000, generator).resampled
+        resampled = resample_mean(differences, sizes, 400, generator).resampled
         low, high = interval_of(resampled, differences.mean(), facts, 0.95)
         covered += low <= share <= high
         assert high - low > 0
@@ -148,7 +148,7 @@ def test_intervals_cover_where_hardly_a_fact_differs(share, facts):
 def test_the_end_that_allows_for_eight_attacks_misses_rarely(seeds, most):
     """Where seeds differ by 8 points. It should miss in 0.3 %; of two seeds no more is known."""
     generator = np.random.default_rng(0)
-    facts, runs, true = 256, 2500, 0.2
+    facts, runs, true = 256, 1500, 0.2
     missed = 0
     for _ in range(runs):
         differences = simulate(generator, seeds, facts, true, 0.08)
@@ -164,7 +164,7 @@ def test_what_is_detectable_is_found_as_often_as_it_says(seeds, spread, least):
     facts, level, sizes = 300, 0.01, np.full(300, 3.0)
     for margin in (0.02, 0.1):
         found = []
-        for _ in range(400):
+        for _ in range(250):
             first = resample_mean(simulate(generator, seeds, facts, 0.1, spread), sizes, 100, generator)
             excess = detectable(first, level, margin, 0.8)
             # The clipped shares of easy facts lower the excess a little.
