@@ -157,3 +157,13 @@ def points(value: float) -> str:
 def whole(value: float) -> str:
     """A share as whole percent with a real minus sign."""
     return f"{round(value * 100)}".replace("-", "−")
+
+
+def tenths(value: float) -> str:
+    """A difference of shares in percentage points, as exactly as verdicts compare it with the margin; a dash where there is none."""
+    return "–" if pd.isna(value) else f"{100 * value:.1f}".replace("-", "−")
+
+
+def range_in_tenths(low: float, high: float) -> str:
+    """Two ends of differences in percentage points, which no line break divides."""
+    return f"{tenths(low)}\u00a0to\u00a0{tenths(high)}"

@@ -34,9 +34,11 @@ from resurface.analysis.cells import (
     models_of,
     percent,
     points,
+    range_in_tenths,
     seeds_note,
     strongest_attacks,
     table_rows,
+    tenths,
     whole,
 )
 from resurface.analysis.charts import DARK_BELOW, draw_svg, selected_ability
@@ -242,16 +244,11 @@ def _evidence_rows(evidence: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
         for measure in MEASURES:
             texts += [_points_text(row, measure), _p_text(row[f"{measure}_p_adjusted"])]
         measure = "gain" if pd.isna(row["excess"]) else "excess"
-        texts += [_exactly(row[f"{measure}_{part}"]) for part in ("least", "most", "detectable")]
-        spread = f" ({_exactly(row[f'{measure}_min'])}\u00a0to\u00a0{_exactly(row[f'{measure}_max'])})"
+        texts += [tenths(row[f"{measure}_{part}"]) for part in ("least", "most", "detectable")]
+        spread = f" ({range_in_tenths(row[f'{measure}_min'], row[f'{measure}_max'])})"
         texts.append(f"{row['seeds']}{spread if row['seeds'] > 1 and pd.notna(row[measure]) else ''}")
         rows.append((display_name(row["method"]), display_name(row["attack"]), texts))
     return rows
-
-
-def _exactly(value: float) -> str:
-    """A difference in percentage points as verdicts compare it with the margin, or a dash where there is none."""
-    return "–" if pd.isna(value) else f"{100 * value:.1f}".replace("-", "−")
 
 
 def _p_text(value: float) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from resurface.analysis.cells import display_name
+from resurface.analysis.cells import display_name, range_in_tenths, tenths
 from resurface.analysis.evidence import MOST_FACTS, MOST_SEEDS, ROUNDING, is_open, reaches
 from resurface.analysis.tables import VERDICT_KINDS
 from resurface.settings.summary import SummarySettings
@@ -121,8 +121,7 @@ def _find_missing(own: pd.DataFrame, below: pd.DataFrame, measure: str, settings
     """What must be there to clear a model, however small its excess is."""
     missing = []
     if uncompared := _uncompared(own, measure):
-        of_seeds = " for each seed" if own["seeds"].max() > 1 else ""
-        missing.append(f"score the control {uncompared}{of_seeds}")
+        missing.append(f"score the control {uncompared}{_for_seeds(own)}")
     if len(below):
         missing.append("find out why the model answers fewer than the control")
     known = own.iloc[0]
@@ -137,6 +136,11 @@ def _find_missing(own: pd.DataFrame, below: pd.DataFrame, measure: str, settings
 def _uncompared(own: pd.DataFrame, measure: str) -> str:
     """The attacks, in a sentence, that the control did not go through. Without a control none is missed."""
     return _where(list(own.loc[own["excess"].isna(), "attack"])) if measure == "excess" else ""
+
+
+def _for_seeds(own: pd.DataFrame) -> str:
+    """That a control counts only if it is there for all seeds."""
+    return " for each seed" if own["seeds"].max() > 1 else ""
 
 
 def _find_decisive(undecided: pd.DataFrame, measure: str, settings: SummarySettings) -> pd.Series:
@@ -174,14 +178,14 @@ def _settle(row: pd.Series, measure: str) -> str:
 def _explain(row: pd.Series, measure: str, verdict: str, attacks: int, settings: SummarySettings) -> str:
     """The numbers behind a verdict in one sentence."""
     other = f"the control's {_share(row['control_accuracy'])}" if measure == "excess" else _floor(row)
-    size = f"{measure} {_points(row[measure])} points"
+    size = f"{measure} {tenths(row[measure])} points"
     text = f"{_share(row['accuracy'])} {_where([row['attack']])} against {other}: {size}"
     if verdict in (RESURFACES, GAINS):
         tests = f"{attacks} tests" if attacks > 1 else "one test"
         p_value = f"{_p_text(row[f'{measure}_p_adjusted'])} (Holm)"
-        text += f", at least {_points(row[f'{measure}_least'])} with {tests} allowed for (Bonferroni), {p_value}"
-        return f"{text}; the margin is {_points(settings.margin)}."
-    text += f", at most {_points(row[f'{measure}_most'])} where the margin is {_points(settings.margin)}"
+        text += f", at least {tenths(row[f'{measure}_least'])} with {tests} allowed for (Bonferroni), {p_value}"
+        return f"{text}; the margin is {tenths(settings.margin)}."
+    text += f", at most {tenths(row[f'{measure}_most'])} where the margin is {tenths(settings.margin)}"
     if verdict == NOT_RESURFACED:
         most = max(0.0, row[f"{measure}_most"] / row["known"])
         text += f"; that is about {_share(most)} of what the original knows beyond the control"
@@ -206,7 +210,7 @@ def _name_others(others: list[str]) -> str:
 def _describe_alone(row: pd.Series, measure: str) -> str:
     """A sentence on a seed that would be accused by itself."""
     return (
-        f"One seed by itself has {_points(row[f'{measure}_max'])} points there, at least {_points(row[f'{measure}_max_least'])} with all "
+        f"One seed by itself has {tenths(row[f'{measure}_max'])} points there, at least {tenths(row[f'{measure}_max_least'])} with all "
         "attacks and seeds allowed for (Bonferroni): whether it resurfaces depends on the seed."
     )
 
@@ -217,7 +221,7 @@ def _describe_below(below: pd.DataFrame, measure: str) -> str:
         return ""
     row = below.iloc[int(below[measure].to_numpy(dtype=float).argmin())]
     return (
-        f"It answers {_points(-row[measure])} points fewer than the control {_where([row['attack']])}: it may know and say the wrong "
+        f"It answers {tenths(-row[measure])} points fewer than the control {_where([row['attack']])}: it may know and say the wrong "
         "(an inversion), or the control be better at the form of the questions and hide what is left."
     )
 
@@ -225,7 +229,7 @@ def _describe_below(below: pd.DataFrame, measure: str) -> str:
 def _name_trace(row: pd.Series, measure: str) -> str:
     """What the largest trace is, and what it may be."""
     text = (
-        f"A trace is there: {_points(row[measure])} points {_where([row['attack']])} are below the margin, but more than the "
+        f"A trace is there: {tenths(row[measure])} points {_where([row['attack']])} are below the margin, but more than the "
         f"choice of questions explains ({_p_text(row[f'{measure}_p_adjusted'])})."
     )
     return f"{text} It may be this control that is worse than others." if measure == "excess" else text
@@ -239,16 +243,17 @@ def _describe_known(row: pd.Series, measure: str, verdict: str, settings: Summar
     if pd.isna(row["known"]):
         left_open = "how much of it this is" if is_found else "whether there was anything to find"
         return f"What the original knows beyond {_rival(measure)} was not measured, so it is open {left_open}."
-    ends = _ends(row["known_ci_low"], row["known_ci_high"])
+    ends = range_in_tenths(row["known_ci_low"], row["known_ci_high"])
     doubt = "this may be no knowledge of the original" if is_found else "that there is anything to find is not clear"
-    return f"The original itself answers {_points(row['known'])} points [{ends}] more than {_rival(measure)}: {doubt}."
+    return f"The original itself answers {tenths(row['known'])} points [{ends}] more than {_rival(measure)}: {doubt}."
 
 
 def _name_uncompared(own: pd.DataFrame, measure: str) -> str:
     """A sentence on attacks that the control did not go through."""
     uncompared = _uncompared(own, measure)
-    of_seeds = " for each seed" if own["seeds"].max() > 1 else ""
-    return f"The control was not scored {uncompared} with what was selected there{of_seeds}." if uncompared else ""
+    return (
+        f"The control was not scored {uncompared} with what was selected there{_for_seeds(own)}." if uncompared else ""
+    )
 
 
 def _warn_of_gains(own: pd.DataFrame, measure: str, verdict: str, settings: SummarySettings) -> str:
@@ -271,7 +276,7 @@ def _describe_seeds(row: pd.Series, own: pd.DataFrame, measure: str) -> str:
     fewer = list(own.loc[own["seeds"] < most, "attack"])
     sentences = [f"Fewer than {most} seeds were scored {_where(fewer)}."] if fewer else []
     if row["seeds"] > 1:
-        sentences.append(f"Seeds lie from {_ends(row[f'{measure}_min'], row[f'{measure}_max'])} points.")
+        sentences.append(f"Seeds lie from {range_in_tenths(row[f'{measure}_min'], row[f'{measure}_max'])} points.")
     if row["seeds"] == 1:
         sentences.append("From one seed: others may differ.")
     if row["seeds"] == 2:
@@ -296,16 +301,6 @@ def _where(attacks: list[str]) -> str:
     return " and ".join(filter(None, ["without attack" if "none" in attacks else "", under and f"under {under}"]))
 
 
-def _ends(low: float, high: float) -> str:
-    """Two ends in percentage points, which no line break divides."""
-    return f"{_points(low)}\u00a0to\u00a0{_points(high)}"
-
-
 def _share(value: float) -> str:
     """A share in percent."""
     return f"{100 * value:.0f}\u00a0%"
-
-
-def _points(value: float) -> str:
-    """A difference in percentage points, with a real minus sign."""
-    return f"{100 * value:.1f}".replace("-", "−")
