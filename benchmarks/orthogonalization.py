@@ -7,11 +7,12 @@ import torch
 
 from benchmarks.measure import Bench, main
 from benchmarks.questions import even_lengths, make_prompts
-from resurface.attacks.orthogonalization import collect
+from resurface.attacks.orthogonalization import collect, find_first_ids
 from resurface.models import recording, run_decoder
 
 TOKENS = 112
 BATCH_TOKENS = 8192
+KEPT = 1000
 
 
 def measure(bench: Bench) -> None:
@@ -29,16 +30,17 @@ def measure(bench: Bench) -> None:
                 kept.append(torch.stack([states[block][0, skip:] for block in blocks]).float().cpu())
         return torch.cat(kept, dim=1).mean(1)
 
-    collect(model, rows[:2], skip, 1, BATCH_TOKENS)
+    apart = set(find_first_ids(rows, skip, KEPT))
+    collect(model, rows[:2], skip, 1, BATCH_TOKENS, apart)
     mean = bench.take_time("stacked", "question", few, stack, sum(map(len, rows[:few])), is_plain=True)
-    ours = collect(model, rows[:few], skip, 1, BATCH_TOKENS).mean_without([set()] * len(blocks))
+    ours = collect(model, rows[:few], skip, 1, BATCH_TOKENS, apart).mean_without([set()] * len(blocks))
     relative = float(((ours - mean).norm(dim=1) / mean.norm(dim=1)).max())
     for size in sizes:
         bench.take_time(
             "resurface",
             "question",
             size,
-            lambda size=size: collect(model, rows[:size], skip, 1000, BATCH_TOKENS),
+            lambda size=size: collect(model, rows[:size], skip, KEPT, BATCH_TOKENS, apart),
             sum(map(len, rows[:size])),
         )
         bench.note(largest_difference=relative)

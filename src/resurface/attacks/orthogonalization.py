@@ -9,15 +9,18 @@ model on benign questions (`benign`) or on plain text (`text`); `principal` is i
 standardized tokens of both models. Tokens with outlying activations are left out of the means. The intervention is
 directional ablation (Arditi et al. 2024, arXiv 2406.11717): h_ℓ ← h_ℓ − (h_ℓ · d̂_ℓ) d̂_ℓ at chosen blocks, each its own.
 
-One pass over the data serves all blocks and all references; memory does not grow with the number of questions.
+One pass over the data serves all blocks and all references. Sums stay where the model computes, those of tokens that may be left
+out apart, so that memory grows neither with the number of questions nor with the vocabulary.
 """
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
+from torch.nn.functional import one_hot
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -49,24 +52,26 @@ class Activations:
     Attributes:
         first: activations of the first tokens, `[blocks, tokens, hidden]`, float32 on the CPU.
         first_ids: their token ids, `[tokens]`.
-        sums: token id → sum of its activations over all occurrences, `[vocabulary, blocks, hidden]`, as a dictionary.
-        counts: token id → occurrences.
+        apart: token ids that are summed by themselves, in ascending order.
+        sums: sums of activations, `[blocks, len(apart) + 1, hidden]`, float32 on the CPU: of each such id, and last of all other tokens.
+        counts: how many tokens these are, `[len(apart) + 1]`.
     """
 
     first: torch.Tensor
     first_ids: torch.Tensor
-    sums: dict[int, torch.Tensor]
-    counts: dict[int, int]
+    apart: list[int]
+    sums: torch.Tensor
+    counts: torch.Tensor
 
     def mean_without(self, outliers: list[set[int]]) -> torch.Tensor:
-        """Mean activation of each block `[blocks, hidden]` over all tokens but the block's outlying token ids."""
-        blocks, _, hidden = self.first.shape
-        mean = torch.zeros(blocks, hidden)
-        for block, left_out in enumerate(outliers):
-            kept = [token for token in self.sums if token not in left_out] or list(self.sums)
-            total = torch.stack([self.sums[token][block] for token in kept]).sum(0)
-            mean[block] = total / sum(self.counts[token] for token in kept)
-        return mean
+        """Mean activation of each block `[blocks, hidden]` over all tokens but the block's outlying ids, each of them one of `apart`."""
+        means = []
+        for sums, left_out in zip(self.sums, outliers, strict=True):
+            kept = torch.tensor([token not in left_out for token in self.apart] + [True])
+            if not self.counts[kept].any():
+                kept[:] = True
+            means.append(sums[kept].sum(0) / self.counts[kept].sum())
+        return torch.stack(means)
 
     def first_without(self, outliers: list[set[int]], tokens: int) -> list[torch.Tensor]:
         """Of each block the first `tokens` activations that are not outlying, `[≤ tokens, hidden]`."""
@@ -76,9 +81,16 @@ class Activations:
         ]
 
 
+def find_first_ids(rows: list[list[int]], skip: int, count: int) -> list[int]:
+    """Ids of the first `count` tokens that are not skipped, over all rows in turn."""
+    return list(islice((token for row in rows for token in row[skip:]), count))
+
+
 @torch.inference_mode()
-def collect(model: PreTrainedModel, rows: list[list[int]], skip: int, keep: int, batch_tokens: int) -> Activations:
-    """Run a model over token rows and collect `h_ℓ` of all blocks, summed by token id.
+def collect(
+    model: PreTrainedModel, rows: list[list[int]], skip: int, keep: int, batch_tokens: int, apart: set[int]
+) -> Activations:
+    """Run a model over token rows and collect `h_ℓ` of all blocks.
 
     Args:
         model: the decoder.
@@ -86,37 +98,44 @@ def collect(model: PreTrainedModel, rows: list[list[int]], skip: int, keep: int,
         skip: first tokens of each row to leave out.
         keep: how many tokens to keep one by one, in the order of `rows`.
         batch_tokens: padded tokens per forward pass.
+        apart: token ids to sum by themselves.
     """
+    rows = [row for row in rows if len(row) > skip]
     blocks = list(range(len(decoder_blocks(model))))
-    sums: dict[int, torch.Tensor] = {}
-    counts: dict[int, int] = {}
+    ids = sorted(apart)
+    group_of = {token: group for group, token in enumerate(ids)}
+    sums = torch.zeros(len(blocks), len(ids) + 1, model.config.hidden_size, device=model.device)
+    counts = torch.zeros(len(ids) + 1, dtype=torch.long)
     kept: dict[int, torch.Tensor] = {}
-    ends = torch.tensor([max(0, len(row) - skip) for row in rows]).cumsum(0).tolist()
+    ends = torch.tensor([len(row) - skip for row in rows]).cumsum(0).tolist()
     with recording(model, blocks) as states, tqdm(total=len(rows), desc="activations", disable=None) as progress:
 
         def add(positions: list[int]) -> None:
             batch = [rows[position] for position in positions]
             run_decoder(model, pad_right(batch, 0).to(model.device))
-            hidden = torch.stack([states[block] for block in blocks], dim=2).float()  # [batch, seq, blocks, hidden]
             for i, position in enumerate(positions):
                 row = rows[position]
-                own = hidden[i, skip : len(row)]
-                if ends[position] - len(own) < keep:
-                    kept[position] = own.cpu()
-            ids = torch.cat([torch.tensor(row[skip:], dtype=torch.long) for row in batch]).to(hidden.device)
-            flat = torch.cat([hidden[i, skip : len(row)] for i, row in enumerate(batch)])
-            unique, inverse = ids.unique(return_inverse=True)
-            total = torch.zeros(len(unique), *flat.shape[1:], device=flat.device).index_add_(0, inverse, flat).cpu()
-            for token, value, count in zip(unique.tolist(), total, inverse.bincount().tolist(), strict=True):
-                sums[token] = sums[token] + value if token in sums else value
-                counts[token] = counts.get(token, 0) + count
+                if ends[position] - (len(row) - skip) < keep:
+                    kept[position] = torch.stack([states[block][i, skip : len(row)].float().cpu() for block in blocks])
+            is_read = pad_right([[0] * skip + [1] * (len(row) - skip) for row in batch], 0)
+            places = is_read.flatten().nonzero()[:, 0].to(model.device)
+            groups = torch.tensor([group_of.get(token, len(ids)) for row in batch for token in row[skip:]])
+            present, member_of = groups.unique(return_inverse=True)
+            # A product with zeros and ones adds in the same order each time, which adding at indices on a GPU does not.
+            membership = one_hot(member_of, len(present)).T.float().to(model.device)
+            totals = []
+            for block in blocks:
+                device = states[block].device  # not the model's first one, if it is spread over several
+                own = states[block].flatten(0, 1)[places.to(device)].float()
+                totals.append((membership.to(device) @ own).to(sums.device))
+            # All at once and last: a batch that memory has no room for comes again in parts.
+            sums.index_add_(1, present.to(sums.device), torch.stack(totals))
+            counts.index_add_(0, present, member_of.bincount())
             progress.update(len(batch))
 
         for_batches(rows, batch_tokens, add)
-    order = sorted(kept)
-    first = torch.cat([kept[position] for position in order])[:keep].transpose(0, 1)
-    first_ids = torch.cat([torch.tensor(rows[position][skip:], dtype=torch.long) for position in order])[:keep]
-    return Activations(first, first_ids, sums, counts)
+    first = torch.cat([kept[position] for position in sorted(kept)], dim=1)[:, :keep]
+    return Activations(first, torch.tensor(find_first_ids(rows, skip, keep)), ids, sums.cpu(), counts)
 
 
 def find_outliers(activations: Activations, tokens: int, deviations: float) -> list[set[int]]:
@@ -171,12 +190,13 @@ def attack(target: Target, settings: OrthogonalizationSettings, part: str) -> No
     questions = read_questions(target.data_folder, "questions")[: settings.questions]
     hidden_questions = find_hidden_questions(questions, tokenizer, original, unlearned, batch_tokens)
     forget = tokenizer(hidden_questions or [prompt for prompt, _ in questions])["input_ids"]
-    benign = tokenizer([prompt for prompt, _ in read_questions(target.data_folder, "retain_questions")[: len(forget)]])
+    retained = read_questions(target.data_folder, "retain_questions")[: len(forget)]
+    benign = tokenizer([prompt for prompt, _ in retained])["input_ids"]
     texts = tokenizer(
         read_domain_table(target.data_folder, "retain_corpus")["text"].tolist()[: len(forget)],
         truncation=True,
         max_length=settings.text_length,
-    )
+    )["input_ids"]
 
     skip, keep = settings.skip_tokens, max(settings.principal_tokens, settings.outlier_tokens)
     longest = max(map(len, forget))
@@ -184,9 +204,14 @@ def attack(target: Target, settings: OrthogonalizationSettings, part: str) -> No
         raise ResurfaceError(
             f"orthogonalization.skip_tokens: found {skip}, but the longest question has {longest} tokens; leave some of them"
         )
-    unlearned_forget = collect(unlearned, forget, skip, keep, batch_tokens)
-    original_forget = collect(original, forget, skip, keep, batch_tokens)
-    unlearned_benign = collect(unlearned, benign["input_ids"], 0, keep, batch_tokens)
+    # Only these can be outlying.
+    apart = {
+        *find_first_ids(forget, skip, settings.outlier_tokens),
+        *find_first_ids(benign, 0, settings.outlier_tokens),
+    }
+    unlearned_forget = collect(unlearned, forget, skip, keep, batch_tokens, apart)
+    original_forget = collect(original, forget, skip, keep, batch_tokens, apart)
+    unlearned_benign = collect(unlearned, benign, 0, keep, batch_tokens, apart)
     outliers = [
         on_forget | on_benign
         for on_forget, on_benign in zip(
@@ -203,7 +228,7 @@ def attack(target: Target, settings: OrthogonalizationSettings, part: str) -> No
         elif reference == "benign":
             directions[reference] = mean_unlearned - unlearned_benign.mean_without(outliers)
         elif reference == "text":
-            on_text = collect(unlearned, texts["input_ids"], 0, 1, batch_tokens)
+            on_text = collect(unlearned, texts, 0, 1, batch_tokens, apart)
             directions[reference] = mean_unlearned - on_text.mean_without(outliers)
         else:
             first = settings.principal_tokens
