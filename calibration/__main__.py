@@ -18,11 +18,12 @@ from calibration.audit import (
     audit_world,
     begin_worker,
     check_place,
-    kept_verdicts,
+    kept_evidence,
     models_of_world,
     take_over,
     teach_other,
 )
+from calibration.count import judge_worlds
 from resurface.errors import ResurfaceError
 
 
@@ -51,7 +52,7 @@ def main() -> None:
         help="cpu, or GPUs of one kind that worlds share in turn, such as cuda:0 cuda:1",
     )
     parser.add_argument(
-        "--finished", type=Path, help="a table of verdicts (docs/calibration.parquet) whose worlds are done"
+        "--finished", type=Path, help="a table of evidence (docs/calibration-evidence.parquet) whose worlds are done"
     )
     parser.add_argument("--small", action="store_true", help="the bundled models and one attack, to see that it works")
     given = parser.parse_args()
@@ -70,13 +71,14 @@ def main() -> None:
             check_place(**shared)
             if given.finished:
                 take_over(table=given.finished, **shared)
-            missing = [world for world in range(given.worlds) if not kept_verdicts(place, world).is_file()][
+            missing = [world for world in range(given.worlds) if not kept_evidence(place, world).is_file()][
                 : given.most
             ]
             needed = sorted({number for world in missing for number in models_of_world(world, size)})
             list(pool.map(partial(teach_other, place, size), needed, cycle(devices)))
             audit = partial(audit_world, place, size, max(1, given.cores // max(1, len(missing))))
-            for world, verdicts in zip(missing, pool.map(audit, missing, cycle(devices)), strict=True):
+            for world, evidence in zip(missing, pool.map(audit, missing, cycle(devices)), strict=True):
+                verdicts = judge_worlds(evidence)
                 shown = verdicts[["method", "truth", "unattacked_accuracy", "verdict"]].round(2).to_string(index=False)
                 print(f"world {world}", shown, sep="\n", flush=True)
     except ResurfaceError as error:

@@ -1,4 +1,6 @@
-"""One world: its models, the workflow's audit of them, and what it says of each.
+"""One world: its models, the workflow's audit of them, and the evidence about each.
+
+Evidence is what is kept: verdicts follow from it without any model (`calibration.count`), also when the rule that finds them changes.
 
 The workflow runs in the world's own folder with a configuration of its own. Models whose truth is known but which no method made stand in
 it as published checkpoints, so rules, tests and margin are those of a real audit.
@@ -18,7 +20,7 @@ import yaml
 
 from calibration import models
 from calibration.models import lock, teach
-from resurface.artifacts import hash_file, publish, read_table
+from resurface.artifacts import hash_file, read_table, write_table
 from resurface.checkpoints import BUNDLED
 from resurface.config import validate_config
 from resurface.errors import ResurfaceError
@@ -31,8 +33,7 @@ from resurface.testbed.world import FORGET_DOMAINS
 ROOT = Path(__file__).parents[1]
 DOMAIN, OTHER_DOMAIN = FORGET_DOMAINS[:2]
 UNTAUGHT = BUNDLED / "never_learned"
-RULES = ["data", "score", "summarize", "weigh", "judge"]
-SHOWN = ["accuracy", "unattacked_accuracy", "control_accuracy", "excess", "excess_least", "excess_most"]
+RULES = ["data", "score", "summarize", "weigh"]
 FIRST_SEED = 100  # settings were tried on worlds of lower seeds
 INNOCENT, OPEN, HIDDEN = "never had it", "holds it openly", "holds it, hidden"
 
@@ -141,28 +142,27 @@ def check_place(place: Path, size: Size, device: str) -> None:
 
 
 def take_over(place: Path, table: Path, size: Size, device: str) -> None:
-    """Put the worlds of a table of earlier verdicts into the folder, so that they are not audited again.
+    """Put the worlds of a table of earlier evidence into the folder, so that they are not audited again.
 
     Raises:
         ResurfaceError: there is no such table, or some of them were made with other settings.
     """
-    verdicts = read_table(table, ["settings", "world"], True)
-    if set(verdicts["settings"]) != {name_settings(size, device)}:
+    evidence = read_table(table, ["settings", "world", "truth", "attack"], True)
+    if set(evidence["settings"]) != {name_settings(size, device)}:
         raise ResurfaceError(
             f"{table}: its worlds were made with other settings, by other source or on another kind of device, and cannot be counted "
             "with these"
         )
-    for world, own in verdicts.groupby("world"):
-        kept = kept_verdicts(place, int(str(world)))
+    for world, own in evidence.groupby("world"):
+        kept = kept_evidence(place, int(str(world)))
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            with publish(kept) as temporary:
-                own.to_parquet(temporary, index=False)
+            write_table(own, kept)
 
 
-def kept_verdicts(place: Path, world: int) -> Path:
-    """Where the verdicts of a world are, once it is done."""
-    return place / f"world{world}" / "verdicts.parquet"
+def kept_evidence(place: Path, world: int) -> Path:
+    """Where the evidence of a world is, once it is done."""
+    return place / f"world{world}" / "evidence.parquet"
 
 
 def models_of_world(world: int, size: Size) -> list[int]:
@@ -192,31 +192,29 @@ def audit_world(place: Path, size: Size, cores: int, world: int, device: str) ->
     """Make a world's models and audit them.
 
     Args:
-        place: where all worlds are, and the models that `teach_other` made; `world<number>/verdicts.parquet` there is what remains.
+        place: where all worlds are, and the models that `teach_other` made; `world<number>/evidence.parquet` there is what remains.
         size: how thorough.
         cores: CPU cores of its workflow.
         world: its number; with `FIRST_SEED`, the seed of everything in it.
         device: where to compute.
 
     Returns:
-        the workflow's verdicts, with `settings`, `world`, `truth`, and what the evidence says of the attack that decided.
+        the workflow's evidence, with `settings`, `world` and `truth`.
 
     Raises:
         ResurfaceError: the workflow failed; its last lines say why.
     """
     here = place / f"world{world}"
-    kept = kept_verdicts(place, world)
+    kept = kept_evidence(place, world)
     if not kept.is_file():
-        verdicts = _audit(place, here, world, size, cores, device)
-        with publish(kept) as temporary:
-            verdicts.to_parquet(temporary, index=False)
+        write_table(_audit(place, here, world, size, cores, device), kept)
     for name in ("results", "models", "others", ".snakemake"):
         shutil.rmtree(here / name, ignore_errors=True)
     return pd.read_parquet(kept)
 
 
 def _audit(place: Path, here: Path, world: int, size: Size, cores: int, device: str) -> pd.DataFrame:
-    """The verdicts of a world."""
+    """The evidence of a world."""
     seed = FIRST_SEED + world
     dealt = {"domain_seed": seed} if size.is_dealt_anew else {}
     seeds = {"seed": seed, **dealt}
@@ -239,19 +237,12 @@ def _audit(place: Path, here: Path, world: int, size: Size, cores: int, device: 
     truths = {**dict.fromkeys(never_had_it, INNOCENT), "full": OPEN}
     experiment["models"] = {"original": str(original), "never_learned": str(control)}
     experiment["methods"]["published"] = {name: {"checkpoint": str(path)} for name, path in published.items()}
-    run_workflow(here, experiment, ["results/verdicts.parquet"], cores)
-    keys = ["domain", "method", "attack"]
+    run_workflow(here, experiment, ["results/evidence.parquet"], cores)
     evidence = pd.read_parquet(here / "results" / "evidence.parquet")
-    unattacked = evidence[evidence["attack"] == "none"].set_index("method")
-    verdicts = pd.read_parquet(here / "results" / "verdicts.parquet").merge(
-        evidence[[*keys, *SHOWN]], on=keys, how="left", validate="1:1"
-    )
-    for name in ("accuracy", "excess"):
-        verdicts[f"unattacked_{name}"] = verdicts["method"].map(unattacked[name])
-    verdicts.insert(0, "settings", name_settings(size, device))
-    verdicts.insert(1, "world", world)
-    verdicts.insert(2, "truth", verdicts["method"].map(truths).fillna(HIDDEN))
-    return verdicts
+    evidence.insert(0, "settings", name_settings(size, device))
+    evidence.insert(1, "world", world)
+    evidence.insert(2, "truth", evidence["method"].map(truths).fillna(HIDDEN))
+    return evidence
 
 
 def run_workflow(here: Path, experiment: dict[str, Any], targets: list[str], cores: int) -> None:

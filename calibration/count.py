@@ -1,7 +1,8 @@
 """Count the errors of verdicts: `python -m calibration.count worlds docs`.
 
-Writes `calibration.parquet`, all verdicts, `calibration.csv`, of each kind of model how often it is said to hold the knowledge, with Wilson's
-interval, and `calibration.png`, the same as a figure.
+Writes `calibration-evidence.parquet`, the evidence of all worlds, `calibration.parquet`, the verdicts that follow from it,
+`calibration.csv`, of each kind of model how often it is said to hold the knowledge, with Wilson's interval, and `calibration.png`, the
+same as a figure.
 
 Models of a world share its control and its questions, so an interval is that of as many independent audits as there are worlds.
 """
@@ -14,21 +15,38 @@ import pandas as pd
 
 from calibration.audit import HIDDEN, OPEN
 from resurface.analysis.statistics import wilson
-from resurface.analysis.verdict import INCONCLUSIVE, RESURFACES
+from resurface.analysis.verdict import INCONCLUSIVE, RESURFACES, judge
 from resurface.settings.summary import SummarySettings
 
 MARGIN = SummarySettings().margin
+SHOWN = ["accuracy", "unattacked_accuracy", "control_accuracy", "excess", "excess_least", "excess_most"]
 
 
-def read_verdicts(folder: Path) -> pd.DataFrame:
-    """The verdicts of all worlds that are done."""
-    paths = sorted(folder.glob("world*/verdicts.parquet"))
+def read_evidence(folder: Path) -> pd.DataFrame:
+    """The evidence of all worlds that are done."""
+    paths = sorted(folder.glob("world*/evidence.parquet"))
     if not paths:
-        raise SystemExit(f"{folder}: no verdicts; `python -m calibration {folder}` makes them")
-    verdicts = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
-    if verdicts["settings"].nunique() > 1:
+        raise SystemExit(f"{folder}: no evidence; `python -m calibration {folder}` makes it")
+    evidence = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    if evidence["settings"].nunique() > 1:
         raise SystemExit(f"{folder}: its worlds were made with different settings, and cannot be counted together")
-    return verdicts
+    return evidence
+
+
+def judge_worlds(evidence: pd.DataFrame) -> pd.DataFrame:
+    """The verdict on each model of each world, with `settings`, `world`, `truth`, and what the evidence says of the attack that decided."""
+    tables = []
+    for (settings, world), own in evidence.groupby(["settings", "world"]):
+        keys = ["domain", "method", "attack"]
+        verdicts = judge(own, SummarySettings()).merge(own[[*keys, *SHOWN]], on=keys, how="left", validate="1:1")
+        unattacked = own[own["attack"] == "none"].set_index("method")
+        for name in ("accuracy", "excess"):
+            verdicts[f"unattacked_{name}"] = verdicts["method"].map(unattacked[name])
+        verdicts.insert(0, "settings", settings)
+        verdicts.insert(1, "world", world)
+        verdicts.insert(2, "truth", verdicts["method"].map(unattacked["truth"]))
+        tables.append(verdicts)
+    return pd.concat(tables, ignore_index=True)
 
 
 def count(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -89,9 +107,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the worlds are")
     parser.add_argument("output", type=Path, help="where the files go")
     given = parser.parse_args()
-    verdicts = read_verdicts(given.folder)
+    evidence = read_evidence(given.folder)
+    verdicts = judge_worlds(evidence)
     counts = count(verdicts)
     given.output.mkdir(parents=True, exist_ok=True)
+    evidence.to_parquet(given.output / "calibration-evidence.parquet", index=False)
     verdicts.to_parquet(given.output / "calibration.parquet", index=False)
     counts.round(4).to_csv(given.output / "calibration.csv", index=False)
     draw(counts).save(given.output / "calibration.png", scale_factor=2)

@@ -1,6 +1,7 @@
 """Calibration: its models are what they are said to be, errors are counted right, and a small one runs."""
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -23,12 +24,12 @@ from calibration.audit import (
     WHOLE,
     check_place,
     describe,
-    kept_verdicts,
+    kept_evidence,
     models_of_world,
     name_settings,
     take_over,
 )
-from calibration.count import count
+from calibration.count import count, judge_worlds
 from calibration.models import PASSWORD, draw_locked, taught_fields
 from resurface.analysis.statistics import wilson
 from resurface.data.testbed import write_domain
@@ -134,10 +135,10 @@ def test_worlds_of_other_settings_are_not_counted_with_these(tmp_path):
 
 
 def test_worlds_of_a_table_are_done_unless_they_were_made_with_other_settings(tmp_path):
-    verdicts = pd.DataFrame({"settings": name_settings(WHOLE, "cuda:1"), "world": [3, 3, 5], "method": ["a", "b", "c"]})
-    verdicts.to_parquet(tmp_path / "table.parquet")
+    evidence = pd.DataFrame({"settings": name_settings(WHOLE, "cuda:1"), "world": [3, 3, 5], "method": ["a", "b", "c"]})
+    evidence.assign(truth=INNOCENT, attack="none").to_parquet(tmp_path / "table.parquet")
     take_over(tmp_path / "place", tmp_path / "table.parquet", WHOLE, "cuda:0")
-    found = {world: kept_verdicts(tmp_path / "place", world) for world in (3, 4, 5)}
+    found = {world: kept_evidence(tmp_path / "place", world) for world in (3, 4, 5)}
     assert [path.is_file() for path in found.values()] == [True, False, True]
     assert pd.read_parquet(found[3])["method"].tolist() == ["a", "b"]
     for table, device, said in (("table", "cpu", "cannot be counted with these"), ("other", "cuda:0", "no such file")):
@@ -148,10 +149,11 @@ def test_worlds_of_a_table_are_done_unless_they_were_made_with_other_settings(tm
 def test_worlds_are_of_one_kind_only_if_their_settings_and_source_are(monkeypatch):
     other = replace(WHOLE, methods=WHOLE.methods | {"npo": {"beta": 0.3}})
     names = {name_settings(WHOLE, "cpu"), name_settings(other, "cpu"), name_settings(WHOLE, "cuda:0")}
-    monkeypatch.setattr(audit, "job_source", lambda rule, name: "0" if rule == "judge" else job_source(rule, name))
+    monkeypatch.setattr(audit, "job_source", lambda rule, name: "0" if rule == "weigh" else job_source(rule, name))
     names.add(name_settings(WHOLE, "cpu"))
     assert len(names) == 4
-    assert "perplexity" not in describe(WHOLE, "cpu"), "no world's audit reads it"
+    jobs = json.loads(describe(WHOLE, "cpu"))["jobs"]
+    assert not {"perplexity", "judge"} & jobs.keys(), "no world's evidence rests on them"
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "gpu0"])
@@ -180,7 +182,7 @@ def test_other_models_of_a_world_are_the_controls_of_the_next():
 def test_a_small_calibration_accuses_who_holds_the_knowledge_and_no_one_else(tmp_path):
     command = [sys.executable, "-m", "calibration", str(tmp_path), "--worlds", "1", "--small", "--cores", "1"]
     subprocess.run(command, cwd=ROOT, check=True)
-    kept = tmp_path / "world0" / "verdicts.parquet"
+    kept = tmp_path / "world0" / "evidence.parquet"
     written = kept.stat().st_mtime_ns
     subprocess.run(command, cwd=ROOT, check=True)
     assert kept.stat().st_mtime_ns == written, "what is done is not done again"
@@ -191,5 +193,7 @@ def test_a_small_calibration_accuses_who_holds_the_knowledge_and_no_one_else(tmp
     assert verdicts.loc["full", "unattacked_accuracy"] > 0.95
     assert verdicts.loc["locked", "unattacked_accuracy"] < 0.97
     assert verdicts.loc["untaught", "unattacked_accuracy"] < 0.35
+    evidence = pd.read_parquet(tmp_path / "docs" / "calibration-evidence.parquet")
+    pd.testing.assert_frame_equal(judge_worlds(evidence).set_index("method"), verdicts)
     assert (tmp_path / "docs" / "calibration.png").stat().st_size > 5000
     assert not (tmp_path / "world0" / "results").exists()
