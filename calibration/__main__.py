@@ -52,7 +52,9 @@ def main() -> None:
         help="cpu, or GPUs of one kind that worlds share in turn, such as cuda:0 cuda:1",
     )
     parser.add_argument(
-        "--finished", type=Path, help="a table of evidence (docs/calibration-evidence.parquet) whose worlds are done"
+        "--finished",
+        type=Path,
+        help="a table that calibration.count wrote (calibration-evidence.parquet), whose worlds are done",
     )
     parser.add_argument("--small", action="store_true", help="the bundled models and one attack, to see that it works")
     given = parser.parse_args()

@@ -127,7 +127,7 @@ def test_only_what_the_control_did_not_learn_counts(attacked, taught, expected):
     if expected == verdict.RESURFACES:
         assert row["attack"] == "tuning"
         found = evidence.loc[("npo", "tuning")]
-        assert "with 2 tests allowed for (Bonferroni), p < 0.001 (Holm)" in row["reason"]
+        assert "with 2 tests allowed for (Bonferroni), p\u00a0<\u00a00.001 (Holm)" in row["reason"]
         assert f"{100 * found['excess']:.1f} points, at least {100 * found['excess_least']:.1f} " in row["reason"]
     assert row["settled_by"] == ""
 
@@ -521,7 +521,7 @@ def test_a_trace_below_the_margin_is_named():
     row = found.loc["npo"]
     assert (row["verdict"], row["trace"]) == (verdict.NOT_RESURFACED, True)
     assert (
-        "points under tuning are below the margin, but more than the choice of questions explains (p < 0.001)"
+        "points under tuning are below the margin, but more than the choice of questions explains (p\u00a0<\u00a00.001)"
         in row["reason"]
     )
     assert "It may be this control" in row["reason"]

@@ -164,6 +164,11 @@ def tenths(value: float) -> str:
     return "–" if pd.isna(value) else f"{100 * value:.1f}".replace("-", "−")
 
 
+def p_text(value: float) -> str:
+    """A p value, or a dash where there is none."""
+    return "–" if pd.isna(value) else "<\u00a00.001" if value < 0.001 else f"{value:.3f}"
+
+
 def range_in_tenths(low: float, high: float) -> str:
     """Two ends of differences in percentage points, which no line break divides."""
     return f"{tenths(low)}\u00a0to\u00a0{tenths(high)}"

@@ -32,6 +32,7 @@ from resurface.analysis.cells import (
     main_cells,
     mean_over_seeds,
     models_of,
+    p_text,
     percent,
     points,
     range_in_tenths,
@@ -242,18 +243,13 @@ def _evidence_rows(evidence: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
     for row in evidence.to_dict("records"):
         texts = [percent(row["accuracy"]), percent(row["control_accuracy"])]
         for measure in MEASURES:
-            texts += [_points_text(row, measure), _p_text(row[f"{measure}_p_adjusted"])]
+            texts += [_points_text(row, measure), p_text(row[f"{measure}_p_adjusted"])]
         measure = "gain" if pd.isna(row["excess"]) else "excess"
         texts += [tenths(row[f"{measure}_{part}"]) for part in ("least", "most", "detectable")]
         spread = f" ({range_in_tenths(row[f'{measure}_min'], row[f'{measure}_max'])})"
         texts.append(f"{row['seeds']}{spread if row['seeds'] > 1 and pd.notna(row[measure]) else ''}")
         rows.append((display_name(row["method"]), display_name(row["attack"]), texts))
     return rows
-
-
-def _p_text(value: float) -> str:
-    """A p value, or a dash where there is none."""
-    return "–" if pd.isna(value) else "<\u00a00.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _sentences(summary: pd.DataFrame, domain: str, cells: dict[tuple[str, str], pd.Series]) -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from resurface.analysis.cells import display_name, range_in_tenths, tenths
+from resurface.analysis.cells import display_name, p_text, range_in_tenths, tenths
 from resurface.analysis.evidence import MOST_FACTS, MOST_SEEDS, ROUNDING, is_open, reaches
 from resurface.analysis.tables import VERDICT_KINDS
 from resurface.settings.summary import SummarySettings
@@ -182,7 +182,7 @@ def _explain(row: pd.Series, measure: str, verdict: str, attacks: int, settings:
     text = f"{_share(row['accuracy'])} {_where([row['attack']])} against {other}: {size}"
     if verdict in (RESURFACES, GAINS):
         tests = f"{attacks} tests" if attacks > 1 else "one test"
-        p_value = f"{_p_text(row[f'{measure}_p_adjusted'])} (Holm)"
+        p_value = f"{_name_p(row[f'{measure}_p_adjusted'])} (Holm)"
         text += f", at least {tenths(row[f'{measure}_least'])} with {tests} allowed for (Bonferroni), {p_value}"
         return f"{text}; the margin is {tenths(settings.margin)}."
     text += f", at most {tenths(row[f'{measure}_most'])} where the margin is {tenths(settings.margin)}"
@@ -230,7 +230,7 @@ def _name_trace(row: pd.Series, measure: str) -> str:
     """What the largest trace is, and what it may be."""
     text = (
         f"A trace is there: {tenths(row[measure])} points {_where([row['attack']])} are below the margin, but more than the "
-        f"choice of questions explains ({_p_text(row[f'{measure}_p_adjusted'])})."
+        f"choice of questions explains ({_name_p(row[f'{measure}_p_adjusted'])})."
     )
     return f"{text} It may be this control that is worse than others." if measure == "excess" else text
 
@@ -289,9 +289,10 @@ def _rival(measure: str) -> str:
     return "the control" if measure == "excess" else "chance"
 
 
-def _p_text(value: float) -> str:
-    """A p value in a sentence."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+def _name_p(value: float) -> str:
+    """A p value in a sentence, which no line break divides."""
+    text = p_text(value)
+    return f"p\u00a0{text}" if text.startswith("<") else f"p\u00a0=\u00a0{text}"
 
 
 def _where(attacks: list[str]) -> str:
