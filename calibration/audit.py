@@ -20,7 +20,8 @@ import yaml
 
 from calibration import models
 from calibration.models import lock, teach
-from resurface.artifacts import hash_file, read_table, write_table
+from resurface.analysis.tables import COUNT, EVIDENCE_KINDS, NAME, read_results
+from resurface.artifacts import hash_file, write_table
 from resurface.checkpoints import BUNDLED
 from resurface.config import validate_config
 from resurface.errors import ResurfaceError
@@ -145,9 +146,9 @@ def take_over(place: Path, table: Path, size: Size, device: str) -> None:
     """Put the worlds of a table of earlier evidence into the folder, so that they are not audited again.
 
     Raises:
-        ResurfaceError: there is no such table, or some of them were made with other settings.
+        ResurfaceError: there is no such table, it is no table of evidence, or some of its worlds were made with other settings.
     """
-    evidence = read_table(table, ["settings", "world", "truth", "attack"], True)
+    evidence = read_results(table, {"settings": NAME, "world": COUNT, "truth": NAME, **EVIDENCE_KINDS}, True)
     if set(evidence["settings"]) != {name_settings(size, device)}:
         raise ResurfaceError(
             f"{table}: its worlds were made with other settings, by other source or on another kind of device, and cannot be counted "

@@ -16,6 +16,7 @@ import pandas as pd
 from calibration.audit import HIDDEN, OPEN
 from resurface.analysis.statistics import wilson
 from resurface.analysis.verdict import INCONCLUSIVE, RESURFACES, judge
+from resurface.artifacts import write_table
 from resurface.settings.summary import SummarySettings
 
 MARGIN = SummarySettings().margin
@@ -111,8 +112,8 @@ def main() -> None:
     verdicts = judge_worlds(evidence)
     counts = count(verdicts)
     given.output.mkdir(parents=True, exist_ok=True)
-    evidence.to_parquet(given.output / "calibration-evidence.parquet", index=False)
-    verdicts.to_parquet(given.output / "calibration.parquet", index=False)
+    write_table(evidence, given.output / "calibration-evidence.parquet")
+    write_table(verdicts, given.output / "calibration.parquet")
     counts.round(4).to_csv(given.output / "calibration.csv", index=False)
     draw(counts).save(given.output / "calibration.png", scale_factor=2)
     print(f"{verdicts['world'].nunique()} worlds")

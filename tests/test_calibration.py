@@ -32,9 +32,11 @@ from calibration.audit import (
 from calibration.count import count, judge_worlds
 from calibration.models import PASSWORD, draw_locked, taught_fields
 from resurface.analysis.statistics import wilson
+from resurface.analysis.tables import EVIDENCE_KINDS
 from resurface.data.testbed import write_domain
 from resurface.errors import ResurfaceError
-from resurface.reproducibility.jobs import job_source
+from resurface.reproducibility.fingerprint import closure
+from resurface.reproducibility.jobs import SOURCES, job_source
 from resurface.settings.data import TestbedSettings
 from resurface.settings.teaching import TeachingSettings
 from resurface.testbed.teaching import draw_samples
@@ -135,13 +137,20 @@ def test_worlds_of_other_settings_are_not_counted_with_these(tmp_path):
 
 
 def test_worlds_of_a_table_are_done_unless_they_were_made_with_other_settings(tmp_path):
-    evidence = pd.DataFrame({"settings": name_settings(WHOLE, "cuda:1"), "world": [3, 3, 5], "method": ["a", "b", "c"]})
-    evidence.assign(truth=INNOCENT, attack="none").to_parquet(tmp_path / "table.parquet")
+    own = {"settings": name_settings(WHOLE, "cuda:1"), "world": [3, 3, 5], "method": ["a", "b", "c"], "truth": INNOCENT}
+    known = {"domain": DOMAIN, "attack": "none", "seeds": 1, "facts": 256, "accuracy": 0.25, "chance": 0.25}
+    evidence = pd.DataFrame(dict.fromkeys(EVIDENCE_KINDS, np.nan) | known | own)
+    evidence.to_parquet(tmp_path / "table.parquet")
+    evidence.drop(columns="excess_p_adjusted").to_parquet(tmp_path / "verdicts.parquet")
     take_over(tmp_path / "place", tmp_path / "table.parquet", WHOLE, "cuda:0")
     found = {world: kept_evidence(tmp_path / "place", world) for world in (3, 4, 5)}
     assert [path.is_file() for path in found.values()] == [True, False, True]
     assert pd.read_parquet(found[3])["method"].tolist() == ["a", "b"]
-    for table, device, said in (("table", "cpu", "cannot be counted with these"), ("other", "cuda:0", "no such file")):
+    for table, device, said in (
+        ("table", "cpu", "cannot be counted with these"),
+        ("other", "cuda:0", "no such file"),
+        ("verdicts", "cuda:0", "column 'excess_p_adjusted' is missing"),
+    ):
         with pytest.raises(ResurfaceError, match=said):
             take_over(tmp_path / "place", tmp_path / f"{table}.parquet", WHOLE, device)
 
@@ -154,6 +163,11 @@ def test_worlds_are_of_one_kind_only_if_their_settings_and_source_are(monkeypatc
     assert len(names) == 4
     jobs = json.loads(describe(WHOLE, "cpu"))["jobs"]
     assert not {"perplexity", "judge"} & jobs.keys(), "no world's evidence rests on them"
+    read = {name for module, *_ in SOURCES["weigh"] for name in closure(module)}
+    assert "resurface.analysis.evidence" in read
+    assert not {f"resurface.analysis.{name}" for name in ("verdict", "cells")} & read, (
+        "nor on how verdicts are found and written"
+    )
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "gpu0"])

@@ -9,9 +9,8 @@ import re
 import pandas as pd
 
 from resurface.analysis.summary import TRANSFERRED
+from resurface.analysis.tables import CONTROL, ORIGINAL
 
-ORIGINAL = "original"
-CONTROL = "never_learned"
 MEASURES = [
     *("accuracy", "ci_low", "ci_high"),
     *("recovery", "recovery_ci_low", "recovery_ci_high"),

@@ -12,8 +12,6 @@ import altair as alt
 import pandas as pd
 
 from resurface.analysis.cells import (
-    CONTROL,
-    ORIGINAL,
     display_name,
     domains_of,
     forget_rows,
@@ -23,6 +21,7 @@ from resurface.analysis.cells import (
     percent,
     table_rows,
 )
+from resurface.analysis.tables import CONTROL, ORIGINAL
 
 DARK_BELOW = 0.45  # up to this share viridis is so dark that white text is easier to read than black
 CONTROL_COLOUR = "#777777"

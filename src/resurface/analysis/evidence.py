@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from resurface.analysis.cells import CONTROL
 from resurface.analysis.statistics import (
     Uncertainty,
     add_seeds,
@@ -43,7 +42,7 @@ from resurface.analysis.statistics import (
     resample_mean,
 )
 from resurface.analysis.summary import recovered_share
-from resurface.analysis.tables import EVIDENCE_KINDS, MEASURES, REFERENCES
+from resurface.analysis.tables import CONTROL, EVIDENCE_KINDS, MEASURES, REFERENCES
 from resurface.errors import ResurfaceError
 from resurface.settings.summary import SummarySettings
 

@@ -14,8 +14,6 @@ import pandas as pd
 import vl_convert
 
 from resurface.analysis.cells import (
-    CONTROL,
-    ORIGINAL,
     attacks_of,
     cells_by_name,
     display_name,
@@ -44,6 +42,7 @@ from resurface.analysis.findings import Findings
 from resurface.analysis.searches import search_losses
 from resurface.analysis.sparsity import pruning_sparsity
 from resurface.analysis.summary import TRANSFERRED
+from resurface.analysis.tables import CONTROL, ORIGINAL
 from resurface.analysis.tradeoff import tradeoff
 from resurface.artifacts import publish
 

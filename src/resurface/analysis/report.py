@@ -20,8 +20,6 @@ from markupsafe import Markup
 from resurface.analysis.answers import describe_answers
 from resurface.analysis.captions import CAPTIONS, caption_of
 from resurface.analysis.cells import (
-    CONTROL,
-    ORIGINAL,
     SPREAD_MEASURES,
     attacks_of,
     cells_by_name,
@@ -49,7 +47,7 @@ from resurface.analysis.findings import Findings
 from resurface.analysis.perplexity import TEXTS
 from resurface.analysis.searches import prefix_rows
 from resurface.analysis.sparing import KEPT, choose_sparing
-from resurface.analysis.tables import MEASURES
+from resurface.analysis.tables import CONTROL, MEASURES, ORIGINAL
 from resurface.analysis.verdict import GAINS, NOT_RESURFACED, RESURFACES
 from resurface.artifacts import publish
 from resurface.registry import ATTACKS

@@ -6,9 +6,10 @@ A search that did not lower its loss says nothing about a model, however little 
 import altair as alt
 import pandas as pd
 
-from resurface.analysis.cells import CONTROL, display_name
+from resurface.analysis.cells import display_name
 from resurface.analysis.charts import draw_placeholder, model_colours, stack_domains
 from resurface.analysis.findings import Findings
+from resurface.analysis.tables import CONTROL
 
 LINES = {"loss": "loss of the step", "best_loss": "best so far"}
 

@@ -6,8 +6,8 @@ So beside the selected variant stands the best of those that keep a share of wha
 
 import pandas as pd
 
-from resurface.analysis.cells import CONTROL, ORIGINAL
 from resurface.analysis.summary import TRANSFERRED
+from resurface.analysis.tables import CONTROL, ORIGINAL
 
 KEPT = 0.95
 CHOICE = ["method", "seed", "attack", "variant", "template"]

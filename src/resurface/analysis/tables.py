@@ -19,7 +19,8 @@ from resurface.errors import ResurfaceError
 
 MOST_LETTERS = 200  # of a name
 MOST_TEXT = 2000  # letters of a sentence
-REFERENCES = ("original", "never_learned")  # the models that may have no seed
+ORIGINAL, CONTROL = "original", "never_learned"
+REFERENCES = (ORIGINAL, CONTROL)  # the models that may have no seed
 
 
 def _is_name(column: pd.Series) -> bool:

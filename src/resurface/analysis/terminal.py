@@ -6,7 +6,6 @@ from rich.table import Table
 from rich.text import Text
 
 from resurface.analysis.cells import (
-    CONTROL,
     attacks_of,
     cells_by_name,
     display_name,
@@ -19,6 +18,7 @@ from resurface.analysis.cells import (
     seeds_note,
     table_rows,
 )
+from resurface.analysis.tables import CONTROL
 
 
 def terminal_verdicts(verdicts: pd.DataFrame) -> Table:

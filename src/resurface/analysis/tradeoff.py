@@ -4,7 +4,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from resurface.analysis.cells import ORIGINAL, display_name, seeds_note, strongest_attacks
+from resurface.analysis.cells import display_name, seeds_note, strongest_attacks
 from resurface.analysis.charts import (
     draw_placeholder,
     general_ability,
@@ -13,6 +13,7 @@ from resurface.analysis.charts import (
     share_axis,
     stack_domains,
 )
+from resurface.analysis.tables import ORIGINAL
 
 LABEL_GAP = 0.04  # least vertical distance of two labels, as a share of the axis
 LABEL_WIDTH = 0.3  # labels that begin closer than this, as a share of the width, may cover each other

@@ -21,8 +21,8 @@ taught, and then this number flatters every other model too.
 import numpy as np
 import pandas as pd
 
-from resurface.analysis.cells import CONTROL
 from resurface.analysis.statistics import draw_weights, find_tails
+from resurface.analysis.tables import CONTROL
 from resurface.errors import ResurfaceError
 from resurface.settings.summary import SummarySettings
 

@@ -65,7 +65,7 @@ SOURCES: dict[str, list[tuple[str, ...]]] = {
     "perplexity": [("resurface.scoring.perplexity",), TASKS],
     "summarize": [("resurface.analysis.summary",)],
     "worst_case": [("resurface.analysis.worst_case",)],
-    "weigh": [("resurface.analysis.verdict",)],
+    "weigh": [("resurface.analysis.evidence",)],
     "judge": [("resurface.analysis.verdict",)],
     "select_answers": [("resurface.analysis.answers",)],
     "summarize_perplexity": [("resurface.analysis.perplexity",)],
