@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from resurface.attacks.orthogonalization import collect, find_first_ids
 from resurface.models import load_model
 
-BLOCKS = 8
-
 
 @pytest.fixture(scope="module")
 def model():
@@ -20,10 +18,9 @@ def model():
 
 def read_states(model, row, skip):
     """`h_ℓ` of all blocks, `[blocks, tokens, hidden]`, by the library's own record of hidden states."""
-    states = model.model(torch.tensor([row]), output_hidden_states=True).hidden_states[1:]
     last = {}
     handle = model.model.layers[-1].register_forward_hook(lambda _module, _inputs, output: last.update(output=output))
-    model.model(torch.tensor([row]))
+    states = model.model(torch.tensor([row]), output_hidden_states=True).hidden_states[1:]
     handle.remove()
     # The library's last one has gone through the final norm.
     return torch.stack([*(state[0] for state in states[:-1]), last["output"][0]])[:, skip:]
@@ -40,12 +37,7 @@ def read_states(model, row, skip):
 def test_means_are_those_of_a_loop_over_questions(model, lengths, skip, batch_tokens, seed):
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(3, 15, (length,), generator=generator).tolist() for length in lengths]
-    every = [
-        (row[skip:][i], states[:, i])
-        for row in rows
-        for states in [read_states(model, row, skip)]
-        for i in range(len(row[skip:]))
-    ]
+    every = [pair for row in rows for pair in zip(row[skip:], read_states(model, row, skip).unbind(1), strict=True)]
     keep = 5
     apart = set(find_first_ids(rows, skip, keep))
     assert apart == {token for token, _ in every[:keep]}

@@ -14,7 +14,7 @@ out apart, so that memory grows neither with the number of questions nor with th
 """
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 
 import torch
 from safetensors.torch import save_file
@@ -67,6 +67,7 @@ class Activations:
         """Mean activation of each block `[blocks, hidden]` over all tokens but the block's outlying ids, each of them one of `apart`."""
         means = []
         for sums, left_out in zip(self.sums, outliers, strict=True):
+            assert left_out <= set(self.apart), "what is summed with others cannot be left out"
             kept = torch.tensor([token not in left_out for token in self.apart] + [True])
             if not self.counts[kept].any():
                 kept[:] = True
@@ -107,7 +108,7 @@ def collect(
     sums = torch.zeros(len(blocks), len(ids) + 1, model.config.hidden_size, device=model.device)
     counts = torch.zeros(len(ids) + 1, dtype=torch.long)
     kept: dict[int, torch.Tensor] = {}
-    ends = torch.tensor([len(row) - skip for row in rows]).cumsum(0).tolist()
+    starts = list(accumulate((len(row) - skip for row in rows), initial=0))
     with recording(model, blocks) as states, tqdm(total=len(rows), desc="activations", disable=None) as progress:
 
         def add(positions: list[int]) -> None:
@@ -115,7 +116,7 @@ def collect(
             run_decoder(model, pad_right(batch, 0).to(model.device))
             for i, position in enumerate(positions):
                 row = rows[position]
-                if ends[position] - (len(row) - skip) < keep:
+                if starts[position] < keep:
                     kept[position] = torch.stack([states[block][i, skip : len(row)].float().cpu() for block in blocks])
             is_read = pad_right([[0] * skip + [1] * (len(row) - skip) for row in batch], 0)
             places = is_read.flatten().nonzero()[:, 0].to(model.device)

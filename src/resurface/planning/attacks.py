@@ -78,8 +78,10 @@ def orthogonalization(settings: OrthogonalizationSettings, facts: Facts, domain:
     questions = min(settings.questions, data.train_questions)
     tokens = questions * (5 * data.prompt + settings.text_length * ("text" in settings.references))
     variants = len(settings.references) * (len(settings.block_sets) + 1)
-    summed = 2 * settings.outlier_tokens  # token ids at most: of forget and of benign questions
-    states = shape.blocks * shape.hidden * 4 * (settings.batch_tokens + 2 * summed)
+    apart = (
+        2 * settings.outlier_tokens
+    )  # token ids at most, of forget and of benign questions; their sums, and those of a batch
+    states = 4 * shape.blocks * shape.hidden * (settings.batch_tokens + 2 * apart)
     work = Work(
         passes=[Pass(tokens, tokens / settings.batch_tokens)],
         memory=2 * _loaded_bytes(facts) + states,
