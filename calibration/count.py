@@ -14,6 +14,7 @@ import altair as alt
 import pandas as pd
 
 from calibration.audit import HIDDEN, OPEN
+from resurface.analysis.evidence import reaches
 from resurface.analysis.statistics import wilson
 from resurface.analysis.verdict import INCONCLUSIVE, RESURFACES, judge
 from resurface.artifacts import write_table
@@ -60,7 +61,7 @@ def count(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         a row per truth and kind, and one of each truth (`all`): `truth`, `kind`, `worlds`, `audits`, `accused`, `unattacked` (of these,
         those that rest on no attack), `inconclusive`, `rate` (accused of audited), `low`, `high`, `accuracy` (without attack, mean).
     """
-    is_bare = (verdicts["truth"] == HIDDEN) & (verdicts["unattacked_excess"] >= MARGIN)
+    is_bare = (verdicts["truth"] == HIDDEN) & reaches(verdicts["unattacked_excess"], MARGIN)
     kinds = verdicts.assign(
         kind=verdicts["method"].str.replace(r"\d+$", "", regex=True), truth=verdicts["truth"].mask(is_bare, OPEN)
     )

@@ -29,10 +29,10 @@ from calibration.audit import (
     name_settings,
     take_over,
 )
-from calibration.count import count, judge_worlds
+from calibration.count import count
 from calibration.models import PASSWORD, draw_locked, taught_fields
 from resurface.analysis.statistics import wilson
-from resurface.analysis.tables import EVIDENCE_KINDS
+from resurface.analysis.tables import EVIDENCE_KINDS, read_results
 from resurface.data.testbed import write_domain
 from resurface.errors import ResurfaceError
 from resurface.reproducibility.fingerprint import closure
@@ -207,7 +207,7 @@ def test_a_small_calibration_accuses_who_holds_the_knowledge_and_no_one_else(tmp
     assert verdicts.loc["full", "unattacked_accuracy"] > 0.95
     assert verdicts.loc["locked", "unattacked_accuracy"] < 0.97
     assert verdicts.loc["untaught", "unattacked_accuracy"] < 0.35
-    evidence = pd.read_parquet(tmp_path / "docs" / "calibration-evidence.parquet")
-    pd.testing.assert_frame_equal(judge_worlds(evidence).set_index("method"), verdicts)
+    evidence = read_results(tmp_path / "docs" / "calibration-evidence.parquet", EVIDENCE_KINDS)
+    assert set(evidence.groupby("method")["attack"].agg(" ".join)) == {"none finetuning"}
     assert (tmp_path / "docs" / "calibration.png").stat().st_size > 5000
     assert not (tmp_path / "world0" / "results").exists()

@@ -223,6 +223,47 @@ def test_who_answers_fewer_than_the_control_is_not_cleared(unattacked, control):
     assert "of what the original knows" not in row["reason"]
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+@pytest.mark.parametrize("control", [0.02, 0.1, 0.15])
+def test_who_guesses_is_not_accused_by_a_control_that_answers_fewer(control, seeds):
+    shares = {("original", "none"): 1.0, ("never_learned", "none"): control, ("npo", "none"): 0.25}
+    shares |= {("npo", "tuning"): 0.25, ("never_learned", "tuning"): control}
+    traces = 0
+    for run in range(6):
+        evidence, found = weigh(tables_of(shares, seeds=seeds, facts=300, seed=run))
+        row = found.loc["npo"]
+        assert row["verdict"] == verdict.INCONCLUSIVE
+        traces += row["trace"]
+        if evidence.loc["npo", "excess"].max() >= SETTINGS.margin:
+            assert row["settled_by"].startswith("take a control that answers no fewer than a guess")
+            points = 100 * (evidence.loc[("npo", row["attack"]), "accuracy"] - 0.25)
+            said = f"which is right in 25\u00a0%: beyond that the model has {points:.1f} points".replace("-", "−")
+            assert said in row["reason"]
+    assert traces <= 1, "one in forty by chance"
+    shares["npo", "tuning"] = 0.6
+    row = weigh(tables_of(shares, seeds=seeds, facts=300))[1].loc["npo"]
+    assert (row["verdict"], row["attack"]) == (verdict.RESURFACES, "tuning")
+    assert "fewer than a guess" not in row["reason"]
+
+
+def test_a_trace_is_more_than_a_guess():
+    """Whatever a control that answers fewer adds to it."""
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): 0.31, ("never_learned", "tuning"): 0.18}
+    evidence, found = weigh(tables_of(shares, facts=4000), SETTINGS.model_copy(update={"margin": 0.2}))
+    assert found.loc["npo", "trace"]
+    points = 100 * (evidence.loc[("npo", "tuning"), "accuracy"] - 0.25)
+    assert f"A trace is there: {points:.1f} points beyond chance under tuning" in found.loc["npo", "reason"]
+    shares["npo", "tuning"] = 0.25
+    assert not weigh(tables_of(shares, facts=4000), SETTINGS.model_copy(update={"margin": 0.2}))[1].loc["npo", "trace"]
+
+
+def test_where_nothing_is_open_nothing_is_needed():
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): 0.35, ("never_learned", "tuning"): 0.25}
+    own = weigh(tables_of(shares, facts=900))[0].loc["npo"]
+    assert own["excess_needed_facts"].isna().tolist() == [True, False]
+    assert own["excess_needed_seeds"].isna().all()
+
+
 def test_an_attack_that_teaches_the_control_only_is_no_inversion():
     shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): 0.3, ("never_learned", "tuning"): 0.6}
     assert weigh(tables_of(shares, facts=900))[1].loc["npo", "verdict"] == verdict.NOT_RESURFACED
@@ -329,8 +370,8 @@ def test_an_excess_at_the_margin_reaches_it_and_no_number_of_questions_settles_i
     assert SETTINGS.margin > 0.35 - 0.25
     assert reaches(0.35 - 0.25, SETTINGS.margin)
     scores = tables_of({**REFERENCES, ("npo", "none"): 0.25}, facts=20)
-    right = (scores["method"] == "npo") & scores["cluster"].isin(["test0000", "test0001"])
-    evidence, found = weigh(scores.assign(correct=right | (scores["method"] == "original")))
+    right = scores["method"].map({"original": 20, "never_learned": 5, "npo": 7})
+    evidence, found = weigh(scores.assign(correct=scores["cluster"].str[-4:].astype(int) < right))
     assert evidence.loc[("npo", "none"), "excess_needed_facts"] == MOST_FACTS
     assert found.loc["npo", "settled_by"] == (
         "not more questions: the excess without attack is all but the margin, which is chosen before answers are seen"

@@ -18,8 +18,8 @@ test, Berger 1982).
 would be accused, however small the mean is.
 
 `…_needed_facts` is how many facts would settle what is open about an attack, with the power that is asked for, if the numbers stay as they
-are; null where that takes more seeds, `MOST_FACTS` where no number of facts that anybody writes would do. `…_needed_seeds` is how many
-seeds would where facts do not, `MOST_SEEDS` if not even so many; null where facts do.
+are; null where nothing is open or that takes more seeds, `MOST_FACTS` where no number of facts that anybody writes would do.
+`…_needed_seeds` is how many seeds would where facts do not, `MOST_SEEDS` if not even so many; null where facts do.
 """
 
 import math
@@ -305,9 +305,9 @@ def _adjust(
         alone = row[f"{measure}_max"] - of_largest.half_width(level / row["seeds"])
         row[f"{measure}_max_least"] = max(-1.0, alone)
         row[f"{measure}_detectable"] = detectable(uncertainty, level, settings.margin, settings.power)
-    open_ones = sum(is_open(row, measure, settings.margin) for row, _ in compared)
-    for row, (uncertainty, _) in compared:
-        goals = _set_goals(row[measure], level, max(1, open_ones), settings)
+    open_ones = [(row, uncertainty) for row, (uncertainty, _) in compared if is_open(row, measure, settings.margin)]
+    for row, uncertainty in open_ones:
+        goals = _set_goals(row[measure], level, len(open_ones), settings)
         facts = float(np.max([needed_facts(uncertainty, *goal, MOST_FACTS) for goal in goals]))
         row[f"{measure}_needed_facts"] = facts
         if math.isnan(facts):
