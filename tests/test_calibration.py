@@ -29,7 +29,7 @@ from calibration.audit import (
     name_settings,
     take_over,
 )
-from calibration.count import count
+from calibration.count import count, judge_worlds
 from calibration.models import PASSWORD, draw_locked, taught_fields
 from resurface.analysis.statistics import wilson
 from resurface.analysis.tables import EVIDENCE_KINDS, read_results
@@ -126,6 +126,22 @@ def test_errors_are_counted_by_kind_and_truth():
     assert found.loc[(INNOCENT, "all"), ["worlds", "audits", "rate"]].tolist() == [3, 4, 0.25]
     low, high = found.loc[(INNOCENT, "other"), ["low", "high"]]
     assert (low, high) == pytest.approx(wilson(1 / 3, 2, 0.95)), "three audits in two worlds"
+
+
+def test_what_the_documents_say_follows_from_the_evidence_that_stands_there():
+    """By today's rule of verdicts, whenever the worlds were made."""
+    evidence = read_results(ROOT / "docs" / "calibration-evidence.parquet", EVIDENCE_KINDS)
+    verdicts = judge_worlds(evidence)
+    pd.testing.assert_frame_equal(verdicts, pd.read_parquet(ROOT / "docs" / "calibration.parquet"))
+    counts = count(verdicts)
+    pd.testing.assert_frame_equal(counts.round(4), pd.read_csv(ROOT / "docs" / "calibration.csv"), check_dtype=False)
+    found = counts[counts["kind"] == "all"].set_index("truth")
+    text = (ROOT / "docs" / "calibration.md").read_text()
+    for truth in (HIDDEN, OPEN):
+        assert f"| {found.loc[truth, 'accused']} of {found.loc[truth, 'audits']}" in text.replace("*", "")
+    innocent = found.loc[INNOCENT]
+    assert (innocent["accused"], innocent["audits"], innocent["worlds"]) == (0, 120, 20)
+    assert verdicts[verdicts["truth"] == INNOCENT]["trace"].sum() == 1
 
 
 def test_worlds_of_other_settings_are_not_counted_with_these(tmp_path):

@@ -91,6 +91,15 @@ def test_the_last_block_is_the_output_and_streams_add_up(model):
     assert torch.allclose(middle + mlp, block, atol=1e-4)
 
 
+def test_a_place_that_is_read_twice_is_recorded(model):
+    """As by two variants of different names in a stranger's file."""
+    for stream in ("middle", "block", "mlp"):
+        read = Read(stream=stream, block=2)
+        with record_streams(model, [read, read]) as streams:
+            logits(model)
+        assert list(streams) == [read]
+
+
 def test_variants_survive_writing_and_bad_ones_are_named(tmp_path):
     variants = [
         Variant(variant="a-n5", model=Adapter(folder="a-n5")),

@@ -129,6 +129,19 @@ def test_batches_are_halved_until_there_is_room():
     assert sizes == [6, 3, 3, 4, 2, 2]
 
 
+def test_what_there_was_no_room_for_is_not_tried_again():
+    """Also where fewer items are left than a batch may have."""
+    sizes = []
+
+    def run(part):
+        sizes.append(part.stop - part.start)
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError
+
+    assert run_within_memory(6, lambda start: 83, run) == 5
+    assert sizes == [6, 5, 2, 2, 2]
+
+
 def run_short_of_memory(monkeypatch, method, step):
     """Let the processes that run `short_of_memory` find it, and tell them what to do."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")]))

@@ -3,6 +3,7 @@
 import math
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CHECKPOINTS, DOMAIN
@@ -64,6 +65,27 @@ def test_masks_equal_a_set_difference(tmp_path_factory, scores, p, q):
             assert zeros - set((before[0] == 0).nonzero()[:, 0].tolist()) == expected
         assert torch.equal(model.layer.weight, before)
         assert (row["pruned"], row["weights"]) == (len(expected), len(scores))
+
+
+def test_a_layer_that_stands_twice_in_a_file_is_as_before(tmp_path):
+    chosen = settings(p=[5.0], q=[5.0])
+    model = torch.nn.Module()
+    model.layer = torch.nn.Linear(40, 1)
+    writer = pruning.open_masks(tmp_path / "m.parquet")
+    with writer:
+        for start in (0, 1):
+            forget, utility = ({"layer": torch.arange(40.0).roll(shift)} for shift in (-start, 20))
+            pruning.write_masks(
+                tmp_path / "one.parquet",
+                pruning.rank_weights(forget, chosen.q, "gradient"),
+                pruning.rank_weights(utility, chosen.p, "gradient"),
+                chosen,
+            )
+            writer.write_table(pq.read_table(tmp_path / "one.parquet"))
+    before = model.layer.weight.detach().clone()
+    with change_model(model, Pruning(file="m.parquet", p=5.0, q=5.0), tmp_path):
+        assert (model.layer.weight == 0).sum() == 3, "two of each, one of them in both"
+    assert torch.equal(model.layer.weight, before)
 
 
 def test_masks_of_the_papers_grid_take_little_room(tmp_path):

@@ -321,7 +321,7 @@ def test_best_on_test_and_seeds_in_small_print(page: str) -> None:
 
 def test_pruning_says_what_it_costs_and_what_spares_general_ability(page: str) -> None:
     assert "<li>general 75 %</li>" in page
-    spared = "keeping 95 % of general ability: 19 % (own-gradient-p1-q1, plain), recovery −9 %, general 95 %"
+    spared = "keeping 95 % of general ability on validation questions: 19 % (own-gradient-p1-q1, plain), recovery −9 %, general 95 %"
     assert f"<li>{spared}</li>" in page
     assert page.count("<li>general 95 %</li>") == 3 * 2, (
         "finetuning and orthogonalization, of two methods and the control"

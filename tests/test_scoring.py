@@ -17,6 +17,7 @@ from resurface.errors import ResurfaceError
 from resurface.interventions import Adapter, Directions, Prepend, Read, Rewrite, Variant, write_variants
 from resurface.models import load_model
 from resurface.prompts import LETTERS, chat_messages, plain_prompt, render_chat
+from resurface.scoring import language_model
 from resurface.scoring.apply import change_model
 from resurface.scoring.language_model import Known, ResurfaceLM, Row, answer_variants
 from resurface.scoring.score import (
@@ -173,6 +174,42 @@ def test_a_lens_inside_equals_a_plain_loop(scored, template, here, model, tokeni
             logits = model.lm_head(hidden)
         letters = [tokenizer(text + (" " if template == "plain" else "") + x)["input_ids"][-1] for x in LETTERS]
         assert row.prediction == int(logits[letters].argmax())
+
+
+@pytest.mark.parametrize("longest", [25, 40])
+def test_prompts_that_are_too_long_are_cut_as_the_harness_does(here, longest):
+    from lm_eval.models.huggingface import HFLM
+
+    checkpoint = str(CHECKPOINTS / "original")
+    cut = ResurfaceLM(checkpoint, device="cpu")
+    theirs = HFLM(pretrained=checkpoint, device="cpu", dtype="float32", batch_size=8)
+    task = load_tasks([TASK])[TASK]
+    task.build_all_requests(limit=6)
+    assert min(len(cut.tokenizer(request.args[0])["input_ids"]) for request in task.instances) > longest
+    found = []
+    for model in (cut, theirs):
+        model._max_length = longest
+        found.append([value for value, _ in model.loglikelihood(task.instances, disable_tqdm=True)])
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-4)
+
+
+def test_places_to_read_that_do_not_fit_into_memory_at_once_are_unembedded_in_parts(here, monkeypatch):
+    model = ResurfaceLM(str(CHECKPOINTS / "original"), device="cpu")
+    task = load_tasks([TASK])[TASK]
+    task.build_all_requests(limit=4)
+    variants = [
+        Variant(variant=f"{stream}-{block}", read=Read(stream=stream, block=block))
+        for stream in ("block", "middle", "mlp")
+        for block in (0, 3)
+    ]
+    rows = model.plan_rows(task.instances, variants[0])
+    at_once = model.answer(rows, variants, disable_tqdm=True)
+    monkeypatch.setattr(language_model, "LOGITS", 1)
+    in_parts = model.answer(rows, variants, disable_tqdm=True)
+    for one, other in zip(at_once, in_parts, strict=True):
+        assert one.keys() == other.keys()
+        assert [value for value, _ in one.values()] == pytest.approx([value for value, _ in other.values()], abs=1e-5)
+    assert at_once[0] != at_once[1]
 
 
 def test_results_do_not_depend_on_the_batch(here, scored):

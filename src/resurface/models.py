@@ -313,11 +313,14 @@ def run_within_memory(
     """
     start = 0
     while start < count:
-        size = max(1, size_from(start) >> halvings)
+        size = min(max(1, size_from(start) >> halvings), count - start)
         if _has_room(run, slice(start, start + size), size == 1):
             start += size
         else:
-            halvings += 1
+            while (
+                size_from(start) >> halvings >= size
+            ):  # more than once where fewer items were left than there was room for
+                halvings += 1
             torch.cuda.empty_cache()
             log.warning("out of memory with %d at once; going on with half as many", size)
     return halvings

@@ -10,7 +10,10 @@ from science import control_gain, make_experiment, of_test, read, recovery, run,
 from resurface.analysis.figures import FIGURES, FOUND_FIGURES
 from resurface.analysis.perplexity import TEXTS
 
-pytestmark = pytest.mark.science
+pytestmark = [
+    pytest.mark.science,
+    pytest.mark.timeout(4 * 3600),
+]  # the experiment is run by the first test that reads it
 
 METHODS = ["rmu", "npo", "dpo"]
 ATTACKS = [

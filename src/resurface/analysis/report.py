@@ -316,12 +316,13 @@ def _ability_texts(
         own = spared[(spared["method"] == model) & (spared["attack"] == attack)]
         choice = " / ".join(dict.fromkeys(own["variant"] + ", " + own["template"]))
         if own.empty and is_known:
-            texts[model, attack].append(f"no variant keeps {percent(KEPT)} of general ability")
+            texts[model, attack].append(f"no variant keeps {percent(KEPT)} of general ability on validation questions")
         elif not own.empty and choice != cell["choice"]:
             seeds = f" in {len(own)} of {cell['seeds']} seeds" if len(own) < cell["seeds"] else ""
             recovery = "" if own["recovery"].isna().all() else f", recovery {percent(own['recovery'].mean())}"
             texts[model, attack].append(
-                f"keeping {percent(KEPT)} of general ability{seeds}: {percent(own['accuracy'].mean())} ({choice}){recovery}, "
+                f"keeping {percent(KEPT)} of general ability on validation questions{seeds}: {percent(own['accuracy'].mean())} "
+                f"({choice}){recovery}, "
                 f"general {percent(own['general'].mean())}"
             )
     return texts
@@ -460,9 +461,11 @@ def _rewrite_rows(rewrites: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
 
 
 def _number_text(value: float) -> str:
-    """A perplexity with three digits, large ones whole."""
+    """A perplexity with three digits, large ones whole, and beyond a million its power of ten."""
     if math.isnan(value):
         return "–"
+    if value >= 1e6:
+        return f"10^{math.log10(value):.1f}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

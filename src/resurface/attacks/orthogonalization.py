@@ -117,20 +117,18 @@ def collect(
             for i, position in enumerate(positions):
                 row = rows[position]
                 if starts[position] < keep:
-                    kept[position] = torch.stack([states[block][i, skip : len(row)].float().cpu() for block in blocks])
+                    kept[position] = torch.stack([states[block][i, skip : len(row)] for block in blocks]).cpu().float()
             is_read = pad_right([[0] * skip + [1] * (len(row) - skip) for row in batch], 0)
-            places = is_read.flatten().nonzero()[:, 0].to(model.device)
+            places = (
+                is_read.flatten().nonzero()[:, 0].to(model.device)
+            )  # where all states are, however blocks are spread
             groups = torch.tensor([group_of.get(token, len(ids)) for row in batch for token in row[skip:]])
             present, member_of = groups.unique(return_inverse=True)
             # A product with zeros and ones adds in the same order each time, which adding at indices on a GPU does not.
             membership = one_hot(member_of, len(present)).T.float().to(model.device)
-            totals = []
-            for block in blocks:
-                device = states[block].device  # not the model's first one, if it is spread over several
-                own = states[block].flatten(0, 1)[places.to(device)].float()
-                totals.append((membership.to(device) @ own).to(sums.device))
+            totals = torch.stack([membership @ states[block].flatten(0, 1)[places].float() for block in blocks])
             # All at once and last: a batch that memory has no room for comes again in parts.
-            sums.index_add_(1, present.to(sums.device), torch.stack(totals))
+            sums.index_add_(1, present.to(model.device), totals)
             counts.index_add_(0, present, member_of.bincount())
             progress.update(len(batch))
 

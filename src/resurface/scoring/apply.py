@@ -369,7 +369,9 @@ def record_streams(model: PreTrainedModel, reads: list[Read]) -> Iterator[dict[R
             module = additions[read.block].mlp if read.stream == "mlp" else additions[read.block].attention
         return module.register_forward_hook(hook)
 
-    handles = [keep_stream(read) for read in reads] + [keep_input(read) for read in reads if read.stream == "middle"]
+    distinct = dict.fromkeys(reads)  # variants of different names may read the same place
+    handles = [keep_stream(read) for read in distinct]
+    handles += [keep_input(read) for read in distinct if read.stream == "middle"]
     try:
         yield streams
     finally:
