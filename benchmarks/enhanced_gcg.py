@@ -1,7 +1,7 @@
 """Steps of enhanced GCG: `python -m benchmarks.enhanced_gcg`.
 
-The plain way goes question by question through both models whole, from the first token on, and unembeds every position. Two models of
-random weights of which one is a little disturbed stand for original and unlearned.
+The plain way goes question by question, all candidates at once, through both models whole, from the first token on, and unembeds every
+position. Two models of random weights of which one is a little disturbed stand for original and unlearned.
 """
 
 import random
@@ -22,36 +22,37 @@ STEPS = {"swap": (1.0, 0.0, 0.0, 0.0), "delete": (0.0, 0.0, 1.0, 0.0)}
 
 
 def plain_losses(problem: Problem, prefixes: list[list[int]], has_gradient: bool = False) -> list[float]:
-    """What both models say of L, prefix by prefix and question by question; with its gradient by the embeddings on demand."""
+    """What both models say of L for prefixes of one length, question by question; with its gradient by the embeddings on demand."""
     settings, before, device = problem.settings, problem.chats.before, problem.unlearned.device
-    losses = []
-    for prefix in prefixes:
-        total = 0.0
-        for row, completion, clean in zip(complete(problem, prefix), problem.completions, problem.clean, strict=True):
-            tokens = torch.tensor([[*before, *prefix, *row]], device=device)
-            models = (problem.unlearned, problem.original)
-            embedded = [model.get_input_embeddings()(tokens).detach().requires_grad_(has_gradient) for model in models]
-            outputs: list[Any] = [
-                model(inputs_embeds=vectors, output_hidden_states=True, use_cache=False)
-                for model, vectors in zip(models, embedded, strict=True)
-            ]
-            matched, prompt = clean.shape[1], tokens.shape[1] - len(completion)
-            ours, theirs = (
-                torch.stack([output.hidden_states[block + 1][0, -matched:].float() for block in problem.blocks])
-                for output in outputs
-            )
-            surprise = functional.cross_entropy(outputs[0].logits[0, :-1].float(), tokens[0, 1:], reduction="none")
-            loss = (
-                surprise[prompt - 1 : prompt - 1 + settings.forced_tokens].mean()
-                + settings.distance_weight * (ours - theirs).norm(dim=-1).mean()
-                + settings.cosine_weight * (1 - functional.cosine_similarity(ours, clean, dim=-1)).mean()
-                + settings.fluency_weight * surprise[: prompt - 1].mean()
-            )
-            if has_gradient:
-                torch.autograd.grad(loss, embedded)
-            total += float(loss)
-        losses.append(total / len(problem.completions))
-    return losses
+    completed = [complete(problem, prefix) for prefix in prefixes]
+    losses = torch.zeros(len(prefixes))
+    for question, (completion, clean) in enumerate(zip(problem.completions, problem.clean, strict=True)):
+        rows = [[*before, *prefix, *rows[question]] for prefix, rows in zip(prefixes, completed, strict=True)]
+        tokens = torch.tensor(rows, device=device)
+        models = (problem.unlearned, problem.original)
+        embedded = [model.get_input_embeddings()(tokens).detach().requires_grad_(has_gradient) for model in models]
+        outputs: list[Any] = [
+            model(inputs_embeds=vectors, output_hidden_states=True, use_cache=False)
+            for model, vectors in zip(models, embedded, strict=True)
+        ]
+        matched, prompt = clean.shape[1], tokens.shape[1] - len(completion)
+        ours, theirs = (
+            torch.stack([output.hidden_states[block + 1][:, -matched:].float() for block in problem.blocks])
+            for output in outputs
+        )
+        logits = outputs[0].logits[:, :-1].float()
+        surprise = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        surprise = surprise.reshape(len(prefixes), -1)
+        loss = (
+            surprise[:, prompt - 1 : prompt - 1 + settings.forced_tokens].mean(1)
+            + settings.distance_weight * (ours - theirs).norm(dim=-1).mean((0, 2))
+            + settings.cosine_weight * (1 - functional.cosine_similarity(ours, clean[:, None], dim=-1)).mean((0, 2))
+            + settings.fluency_weight * surprise[:, : prompt - 1].mean(1)
+        )
+        if has_gradient:
+            torch.autograd.grad(loss.sum(), embedded)
+        losses += loss.detach().cpu() / len(problem.completions)
+    return losses.tolist()
 
 
 def plain_step(problem: Problem, prefix: list[int], candidates: list[list[int]], kind: str) -> list[float]:

@@ -3,14 +3,19 @@
 A stage is measured in several ways, the plain one that is usually written (`plain`) and the package's own, one row each. The plain
 way may do less of the same work, so rows are compared by their seconds per unit (question, sample, step). FLOP are those of the
 linear layers of the blocks for the tokens that the *plain* way reads: what is saved by computing nothing twice counts as speed.
+
+Everything lies below `FOLDER/<shape>/`: the checkpoint, what a stage needs beside it, and the stages' tables, so that the small mode leaves a
+true run's files alone.
 """
 
 import argparse
 import platform
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import metadata
@@ -29,13 +34,28 @@ from resurface.planning.shapes import Shape, read_shape
 LIBRARIES = ("torch", "transformers", "lm_eval", "trl")
 
 
+def forget_peak() -> None:
+    """Let `read_peak` count from now on. Linux can; elsewhere, or where it is not allowed, it counts from the process's start."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def read_peak() -> int:
+    """The most memory that this process has held, in bytes, since `forget_peak`."""
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return 1024 * int(found.group(1))
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 @dataclass
 class Bench:
     """A stage's benchmark: what it is measured on, and its rows so far.
 
     Attributes:
         stage: its name.
-        folder: checkpoint of random weights.
+        folder: checkpoint of random weights; beside it a stage may leave what it needs.
         device: where it is computed.
         shape: sizes of the model.
         is_small: whether it only has to work.
@@ -81,12 +101,12 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
+        forget_peak()
         start = time.perf_counter()
         result = run()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         row = {
             "stage": self.stage,
             "way": way,
@@ -96,7 +116,7 @@ class Bench:
             "tokens_per_second": tokens / seconds,
             "flops": 2 * self.shape.block_weights * tokens * passes / seconds,
             "device_gib": torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else 0.0,
-            "memory_gib": memory / 2**30,
+            "memory_gib": read_peak() / 2**30,
             "is_plain": is_plain,
         }
         self.rows.append(row)
@@ -133,17 +153,21 @@ def main(stage: str, measure: Callable[[Bench], None]) -> None:
     parser.add_argument("--small", action="store_true", help="a tiny shape on the CPU, to see that it works")
     parser.add_argument("--device", default="cuda", help="cuda, or cuda:<number>")
     parser.add_argument(
-        "--folder", type=Path, default=Path("results/benchmarks"), help="checkpoint and tables go there"
+        "--folder",
+        type=Path,
+        default=Path("results/benchmarks"),
+        help="checkpoint and tables go there, in a folder per shape",
     )
     given = parser.parse_args()
     device = torch.device("cpu") if given.small else pick_device(given.device)
     shape = "small" if given.small else given.model
-    checkpoint = given.folder / shape
+    place = given.folder / shape
+    checkpoint = place / "checkpoint"
     if not checkpoint.is_dir():
         make_checkpoint(checkpoint, shape, str(device))
     bench = Bench(stage, checkpoint, device, read_shape(checkpoint / "config.json"), given.small)
     measure(bench)
     table = tabulate(bench)
-    table.to_parquet(given.folder / f"{stage}.parquet", index=False)
+    table.to_parquet(place / f"{stage}.parquet", index=False)
     print(table[["device", "versions", "date"]].iloc[0].str.cat(sep="; "))
     print(table.drop(columns=["stage", "is_plain", "device", "versions", "date"]).round(3).to_string(index=False))

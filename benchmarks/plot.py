@@ -1,4 +1,4 @@
-"""The tables of all benchmarks in one, and how cost grows: `python -m benchmarks.plot results/benchmarks docs`.
+"""The tables of all benchmarks in one, and how cost grows: `python -m benchmarks.plot results/benchmarks/mistral-7b docs`.
 
 Writes `speed.parquet`, all rows, and `speed.png`: time and GPU memory of the package's own way at growing sizes.
 """

@@ -1,6 +1,7 @@
 """Scores and masks of set difference pruning: `python -m benchmarks.pruning`.
 
-The plain ways: one backward pass for each block's layers; for each cell of the grid of p and q the largest scores of both data sets
+The plain ways: one backward pass for each block's layers, for as many samples as ours has at the smallest size, because the sums of scores
+have to be made once; for each cell of the grid of p and q the largest scores of both data sets
 anew.
 """
 
@@ -42,7 +43,7 @@ def measure(bench: Bench) -> None:
     """Scores of all layers at growing numbers of samples, then masks of one block's layers."""
     model, _ = bench.load()
     length, answer = bench.choose(48, 1024), bench.choose(16, 50)
-    few, sizes = bench.choose(2, 2), bench.choose([2, 4, 8], [16, 32, 64])
+    few, sizes = bench.choose(2, 16), bench.choose([2, 4, 8], [16, 32, 64])
     generator = random.Random(0)
     samples = [(generator.choices(range(bench.shape.vocabulary), k=length), length - answer) for _ in range(max(sizes))]
     layers = linear_names(model, None, "all-linear")

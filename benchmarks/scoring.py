@@ -3,7 +3,7 @@
 The plain way passes one question at a time through the whole model and unembeds every position. The harness's own `hf` model
 chooses its batch size by itself. Lengths are those of WMDP's 1,273 biology questions; with 14,042 there are as many as MMLU has. For the
 comparison with the harness they have a long tail, as MMLU's have, and its model computes attention as torch chooses, with cuDNN where there
-is one (`resurface.models.pick_device` says why ours does not).
+is one (`resurface.models.pick_device` says why ours does not); a part of the questions shows what it takes without.
 """
 
 from typing import Any
@@ -66,12 +66,20 @@ def measure(bench: Bench) -> None:
             sum(lengths[:size]),
         )
         bench.note(**compare(answers, plain))
-    size = sizes[-2]
+    size, part = sizes[-1], sizes[0]
     prompts = make_prompts(ours.tokenizer, tailed_lengths(size, bench.choose(60, 90)))
-    tokens = sum(len(row) for row in ours.tokenizer(prompts)["input_ids"])
-    requests = make_requests(prompts)
+    lengths = [len(row) for row in ours.tokenizer(prompts)["input_ids"]]
+    tokens, requests = sum(lengths), make_requests(prompts)
     harness = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer, batch_size=bench.choose(4, "auto"))
     unit = "question (long tail)"
+    harness.loglikelihood(requests[: 4 * choices], disable_tqdm=True)
+    bench.take_time(
+        "lm-eval hf, automatic batch, without cuDNN",
+        unit,
+        part,
+        lambda: harness.loglikelihood(requests[: part * choices], disable_tqdm=True),
+        sum(lengths[:part]),
+    )
     torch.backends.cuda.enable_cudnn_sdp(True)
     others = bench.take_time(
         "lm-eval hf, automatic batch",

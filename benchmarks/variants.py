@@ -92,7 +92,7 @@ def make_variants(ours: ResurfaceLM, count: int) -> dict[str, list[Variant]]:
 def measure(bench: Bench) -> None:
     """For each kind: loaded anew, the passes alone, and ours at growing numbers of variants."""
     questions = bench.choose(8, 1273)
-    sizes = bench.choose([1, 2, 4], [1, 2, 6])
+    sizes = bench.choose([1, 2, 4], [2, 6, 12])
     ours = ResurfaceLM(str(bench.folder), device=str(bench.device))
     ours.folder = bench.folder.parent / "interventions"
     prompts = make_prompts(ours.tokenizer, even_lengths(questions, bench.choose(80, TOKENS)))

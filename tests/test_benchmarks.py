@@ -7,18 +7,10 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-# The largest difference between both ways' results: rounding in bfloat16.
-STAGES = {
-    "scoring": 0.1,
-    "logit_lens": 0.1,
-    "enhanced_gcg": 0.1,
-    "pruning": 0.01,
-    "orthogonalization": 0.01,
-    "generation": None,
-    "variants": 0.1,
-    "preferences": 0.02,
-    "finetuning": None,
-}
+STAGES = (
+    *("scoring", "logit_lens", "enhanced_gcg", "pruning", "orthogonalization", "generation", "variants", "preferences"),
+    "finetuning",
+)
 
 
 @pytest.mark.slow
@@ -28,12 +20,13 @@ def test_a_benchmark_compares_equal_work(stage, tmp_path_factory):
     subprocess.run(
         [sys.executable, "-m", f"benchmarks.{stage}", "--small", "--folder", str(folder)], cwd=ROOT, check=True
     )
-    table = pd.read_parquet(folder / f"{stage}.parquet")
+    table = pd.read_parquet(folder / "small" / f"{stage}.parquet")
     for _, rows in table.groupby("unit"):
         assert rows["is_plain"].sum() == 1
         assert (rows["seconds"] > 0).all()
-    if STAGES[stage] is not None:
-        assert table["largest_difference"].max() <= STAGES[stage]
+    assert (stage == "generation") != (table["largest_difference"].max() <= 1e-4), (
+        "rounding in float32; replies are not compared"
+    )
 
 
 def test_the_growth_of_cost_is_drawn(tmp_path):

@@ -78,7 +78,7 @@ ELSEWHERE = {
             "finetuning",
         )
     },
-    "python -m benchmarks.plot results/benchmarks docs": "tests/test_benchmarks.py: benchmarks.plot",
+    "python -m benchmarks.plot results/benchmarks/mistral-7b docs": "tests/test_benchmarks.py: benchmarks.plot",
 }
 # A page's placeholders, and what the reduced run has in their place.
 PLACEHOLDERS = {
