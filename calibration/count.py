@@ -21,7 +21,7 @@ from resurface.artifacts import write_table
 from resurface.settings.summary import SummarySettings
 
 MARGIN = SummarySettings().margin
-SHOWN = ["accuracy", "unattacked_accuracy", "control_accuracy", "excess", "excess_least", "excess_most"]
+SHOWN = ["accuracy", "unattacked_accuracy", "control_accuracy", "excess", "surplus", "surplus_least", "excess_most"]
 
 
 def read_evidence(folder: Path) -> pd.DataFrame:

@@ -732,6 +732,7 @@ def test_tables_of_the_report(shared, tmp_path, name):
     optional = (
         "recovery",
         "excess",
+        "surplus",
         "gain",
         "known",
         "control_accuracy",

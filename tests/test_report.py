@@ -208,7 +208,9 @@ def make_evidence() -> pd.DataFrame:
     }
     gain = {key.replace("excess", "gain"): value for key, value in known.items() if "excess" in key}
     gain |= {"unattacked_accuracy": 0.3, "gain_p_adjusted": 0.0421}
-    rows = [{**row, **known, **gain, "attack": "finetuning"}, {**row, "attack": "logit_lens"}]
+    surplus = {key.replace("excess", "surplus"): value for key, value in known.items() if "excess" in key}
+    surplus |= {"surplus": 0.3, "surplus_least": 0.212}
+    rows = [{**row, **known, **surplus, **gain, "attack": "finetuning"}, {**row, "attack": "logit_lens"}]
     return pd.DataFrame(rows).reindex(columns=EVIDENCE_COLUMNS)
 
 
@@ -254,8 +256,8 @@ def test_verdicts_come_first_with_what_would_settle_them(page):
 def test_the_evidence_is_shown_attack_by_attack(page):
     rows = page[page.index("The evidence") :]
     cells = re.findall(r"<td>(.*?)</td>", rows[: rows.index("</table>")])
-    excess, gain = ["45 points [35 to 55]", "&lt; 0.001"], ["45 points [35 to 55]", "0.042"]
-    turned_on = ["31.2", "56.0", "10.0", "2 (40.0 to 50.0)"]
+    excess = ["45 points [35 to 55]; 30 points beyond control or guess", "&lt; 0.001"]
+    gain, turned_on = ["45 points [35 to 55]", "0.042"], ["21.2", "56.0", "10.0", "2 (40.0 to 50.0)"]
     assert cells[:11] == ["finetuning", "80 %", "35 %", *excess, *gain, *turned_on]
     assert cells[11:] == ["logit lens", "80 %", *["–"] * 8, "2"]
 

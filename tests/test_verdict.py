@@ -70,7 +70,7 @@ def test_numbers_by_hand():
     # Facts over seeds: (1 + 2, 1 + 1, 0 − 1) halves. So few may all be alike, whatever their deviation.
     assert row["excess_p_value"] == pytest.approx(2 * np.exp(-1.0))
     assert row["gain"] == pytest.approx(7 / 12 - 1 / 4), "over chance, since it answers less without attack"
-    assert row["known"] == pytest.approx(1.0)
+    assert row["known"] == pytest.approx(0.75), "beyond a guess, as the control knows nothing"
     nothing = evidence.loc["npo", "none"]
     assert nothing["excess"] == pytest.approx(1 / 6)
     assert pd.isna(nothing["gain"])
@@ -128,7 +128,7 @@ def test_only_what_the_control_did_not_learn_counts(attacked, taught, expected):
         assert row["attack"] == "tuning"
         found = evidence.loc[("npo", "tuning")]
         assert "with 2 tests allowed for (Bonferroni), p\u00a0<\u00a00.001 (Holm)" in row["reason"]
-        assert f"{100 * found['excess']:.1f} points, at least {100 * found['excess_least']:.1f} " in row["reason"]
+        assert f"{100 * found['excess']:.1f} points, at least {100 * found['surplus_least']:.1f} " in row["reason"]
     assert row["settled_by"] == ""
 
 
@@ -234,27 +234,142 @@ def test_who_guesses_is_not_accused_by_a_control_that_answers_fewer(control, see
         row = found.loc["npo"]
         assert row["verdict"] == verdict.INCONCLUSIVE
         traces += row["trace"]
-        if evidence.loc["npo", "excess"].max() >= SETTINGS.margin:
-            assert row["settled_by"].startswith("take a control that answers no fewer than a guess")
-            points = 100 * (evidence.loc[("npo", row["attack"]), "accuracy"] - 0.25)
-            said = f"which is right in 25\u00a0%: beyond that the model has {points:.1f} points".replace("-", "−")
+        own = evidence.loc[("npo", row["attack"])]
+        if own["excess"] >= SETTINGS.margin:
+            where = "without attack" if row["attack"] == "none" else "under tuning"
+            assert row["settled_by"] == f"take a control that answers no fewer than a guess {where}"
+            assert own["surplus"] == pytest.approx(own["accuracy"] - 0.25)
+            said = f"points ({100 * own['surplus']:.1f} beyond a guess), at most".replace("-", "−")
             assert said in row["reason"]
+            assert "the rest may be what the control lacks" in row["reason"]
     assert traces <= 1, "one in forty by chance"
     shares["npo", "tuning"] = 0.6
-    row = weigh(tables_of(shares, seeds=seeds, facts=300))[1].loc["npo"]
+    evidence, found = weigh(tables_of(shares, seeds=seeds, facts=300))
+    row, own = found.loc["npo"], evidence.loc[("npo", "tuning")]
     assert (row["verdict"], row["attack"]) == (verdict.RESURFACES, "tuning")
-    assert "fewer than a guess" not in row["reason"]
+    assert f"({100 * own['surplus']:.1f} beyond a guess), at least {100 * own['surplus_least']:.1f} " in row["reason"]
+    assert "lacks" not in row["reason"]
+
+
+@pytest.mark.parametrize("kept", [0.4, 0.6, 0.8])
+def test_who_guesses_is_rarely_accused_by_a_control_that_has_lost_some_of_the_same_answers(kept):
+    """Then fact by fact the two hardly differ but in one direction, and how far the model is above chance is another matter."""
+    generator = np.random.default_rng(0)
+    settings = SETTINGS.model_copy(update={"resamples": 50})
+    accused, runs, facts = 0, 40, 60
+    for _ in range(runs):
+        tables = [answers("original", "none", [1] * facts, seed=None, wordings=1)]
+        for attack in ("none", *"abcd"):
+            right = guess(generator, facts=facts, wordings=1)
+            control = right & (generator.random(facts) < kept)
+            seed = None if attack == "none" else 0
+            tables += [answers("npo", attack, right, seed=0, wordings=1)]
+            tables += [answers("never_learned", attack, control, seed=seed, wordings=1)]
+        scores = pd.concat([table.assign(split=split) for table in tables for split in ("validation", "test")])
+        accused += weigh(scores, settings)[1].loc["npo", "verdict"] == verdict.RESURFACES
+    assert accused <= 3, "one in twenty is two of them"
+
+
+def seed_by_seed(shares, facts=300):
+    """Score tables of several seeds: (method, attack) → the share of right answers of each seed."""
+    rows = [tables_of({("original", "none"): 1.0, ("never_learned", "none"): 0.25}, facts=facts)]
+    count = len(next(iter(shares.values())))
+    for seed in range(count):
+        of_seed = {("npo", "none"): 0.25} | {key: values[seed] for key, values in shares.items()}
+        rows.append(tables_of(of_seed, seeds=(seed,), facts=facts, seed=seed + 1))
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_what_is_larger_control_or_chance_is_asked_for_each_seed():
+    """A control that is bad for one seed accuses neither this seed by itself nor, where it is good for others, their mean."""
+    one_bad = {("npo", "tuning"): (0.25,) * 3, ("never_learned", "tuning"): (0.05, 0.25, 0.25)}
+    evidence, found = weigh(seed_by_seed(one_bad))
+    row = evidence.loc["npo", "tuning"]
+    assert row["excess_max"] > 0.15 > 0.05 > row["surplus_max"]
+    assert "One seed by itself" not in found.loc["npo", "reason"]
+    little = {("npo", "tuning"): (0.32, 0.25, 0.25), ("never_learned", "tuning"): (0.19, 0.25, 0.25)}
+    evidence, found = weigh(seed_by_seed(little, facts=3000))
+    row = evidence.loc["npo", "tuning"]
+    assert row["excess_max"] > SETTINGS.margin > row["surplus_max"] > row["surplus_max_least"] > 0
+    assert "One seed by itself" not in found.loc["npo", "reason"]
+    unsure = {("npo", "tuning"): (0.32, 0.25, 0.25), ("never_learned", "tuning"): (0.0, 0.25, 0.25)}
+    evidence, found = weigh(seed_by_seed(unsure, facts=40))
+    row = evidence.loc["npo", "tuning"]
+    assert row["surplus_max"] > SETTINGS.margin
+    assert row["excess_max_least"] > 0 > row["surplus_max_least"]
+    assert "One seed by itself" not in found.loc["npo", "reason"]
+    halves = {("npo", "tuning"): (0.25, 0.6) * 6, ("never_learned", "tuning"): (0.0, 0.6) * 6}
+    evidence, found = weigh(seed_by_seed(halves))
+    row = evidence.loc["npo", "tuning"]
+    assert row["control_accuracy"] > 0.25
+    assert row["excess"] > SETTINGS.margin
+    assert abs(row["surplus"]) < 0.05
+    assert found.loc["npo", "verdict"] == verdict.INCONCLUSIVE
+    said = f"({100 * row['surplus']:.1f} beyond control or guess, whichever is more for each seed)".replace("-", "−")
+    assert said in found.loc["npo", "reason"]
+
+
+def test_what_a_control_lacks_is_not_what_the_original_knows():
+    shares = {(method, "none"): 0.05 for method in ("never_learned", "npo")} | {("original", "none"): 0.25}
+    evidence, found = weigh(tables_of(shares, facts=900))
+    assert evidence["excess_most"].max() < SETTINGS.margin
+    assert abs(evidence["known"].iloc[0]) < 0.05
+    assert found.loc["npo", "verdict"] == verdict.INCONCLUSIVE
+    assert "clearly knows the domain" in found.loc["npo", "settled_by"]
+
+
+def test_a_bad_control_under_one_attack_hides_neither_another_attack_nor_what_is_missing():
+    """The lens damages the control; what would settle it is what the surplus of tuning needs, or another control."""
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "lens"): 0.25, ("never_learned", "lens"): 0.0}
+    more = {**shares, ("npo", "tuning"): 0.42, ("never_learned", "tuning"): 0.25}
+    for seed in range(60):
+        evidence, found = weigh(tables_of(more, facts=40, seed=seed))
+        own, row = evidence.loc["npo"], found.loc["npo"]
+        surplus = own["surplus"]
+        if row["verdict"] == verdict.INCONCLUSIVE and surplus["lens"] < 0.08 and surplus["tuning"] > 0.12:
+            break
+    else:
+        raise AssertionError("40 facts should not be enough")
+    assert own.loc["lens", "excess"] > own.loc["tuning", "excess"]
+    assert row["attack"] == "tuning"
+    assert f"ask about {int(own.loc['tuning', 'surplus_needed_facts']):,} facts instead of 40" in row["settled_by"]
+    assert f", at least {100 * own.loc['tuning', 'surplus_least']:.1f} and at most".replace("-", "−") in row["reason"]
+    missing = {**shares, ("npo", "tuning"): 0.25}
+    assert weigh(tables_of(missing, facts=900))[1].loc["npo", "settled_by"] == (
+        "take a control that answers no fewer than a guess under lens; score the control under tuning"
+    )
+
+
+def test_a_surplus_that_few_facts_do_not_show_is_described_and_asked_for():
+    """However clear the excess over a control that answers next to nothing is."""
+    shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "lens"): 0.38, ("never_learned", "lens"): 0.05}
+    for seed in range(40):
+        evidence, found = weigh(tables_of(shares, facts=40, seed=seed))
+        own, row = evidence.loc["npo", "lens"], found.loc["npo"]
+        if row["verdict"] == verdict.INCONCLUSIVE and own["surplus"] > 0.11:
+            break
+    else:
+        raise AssertionError("40 facts should not be enough")
+    assert own["excess_least"] > 0 > own["surplus_least"]
+    assert row["attack"] == "lens"
+    ends = f"({100 * own['surplus']:.1f} beyond a guess), at least {100 * own['surplus_least']:.1f} and at most"
+    assert ends.replace("-", "−") in row["reason"]
+    assert own["surplus_needed_facts"] > 60
+    assert row["settled_by"].startswith(f"ask about {int(own['surplus_needed_facts']):,} facts instead of 40")
 
 
 def test_a_trace_is_more_than_a_guess():
-    """Whatever a control that answers fewer adds to it."""
+    """Whatever a control that answers fewer adds to it; and of two the one that is the larger beyond a guess is named."""
+    settings = SETTINGS.model_copy(update={"margin": 0.2})
     shares = {**REFERENCES, ("npo", "none"): 0.25, ("npo", "tuning"): 0.31, ("never_learned", "tuning"): 0.18}
-    evidence, found = weigh(tables_of(shares, facts=4000), SETTINGS.model_copy(update={"margin": 0.2}))
+    more = {**shares, ("npo", "lens"): 0.33, ("never_learned", "lens"): 0.25}
+    evidence, found = weigh(tables_of(more, facts=4000), settings)
+    own = evidence.loc["npo"]
+    assert own.loc["tuning", "excess"] > own.loc["lens", "excess"]
     assert found.loc["npo", "trace"]
-    points = 100 * (evidence.loc[("npo", "tuning"), "accuracy"] - 0.25)
-    assert f"A trace is there: {points:.1f} points beyond chance under tuning" in found.loc["npo", "reason"]
+    assert f"A trace is there: {100 * own.loc['lens', 'surplus']:.1f} points under lens" in found.loc["npo", "reason"]
     shares["npo", "tuning"] = 0.25
-    assert not weigh(tables_of(shares, facts=4000), SETTINGS.model_copy(update={"margin": 0.2}))[1].loc["npo", "trace"]
+    assert not weigh(tables_of(shares, facts=4000), settings)[1].loc["npo", "trace"]
 
 
 def test_where_nothing_is_open_nothing_is_needed():
@@ -355,13 +470,13 @@ def test_as_many_facts_as_it_says_accuse_a_model_whose_excess_is_near_the_margin
     shares = {**REFERENCES, ("npo", "none"): 0.37}
     for seed in range(200):
         evidence, found = weigh(tables_of(shares, facts=60, seed=seed), settings)
-        if found.loc["npo", "verdict"] == verdict.INCONCLUSIVE and 0.115 < evidence["excess"].iloc[0] < 0.126:
+        if found.loc["npo", "verdict"] == verdict.INCONCLUSIVE and 0.115 < evidence["surplus"].iloc[0] < 0.126:
             break
     else:
         raise AssertionError("60 facts should not be enough")
-    facts = int(evidence["excess_needed_facts"].iloc[0])
+    facts = int(evidence["surplus_needed_facts"].iloc[0])
     assert f"about {facts:,} facts instead of 60" in found.loc["npo", "settled_by"]
-    truth = {**REFERENCES, ("npo", "none"): 0.25 + evidence["excess"].iloc[0]}
+    truth = {**REFERENCES, ("npo", "none"): 0.25 + evidence["surplus"].iloc[0]}
     settled = [weigh(tables_of(truth, facts=facts, seed=seed), settings)[1].loc["npo", "verdict"] for seed in range(60)]
     assert 0.65 <= settled.count(verdict.RESURFACES) / 60 <= 0.95
 
@@ -386,11 +501,11 @@ def test_one_attack_that_brings_it_back_is_enough_to_settle_it():
     for seed in range(40):
         evidence, found = weigh(tables_of(shares, facts=12, seed=seed))
         own = evidence.loc["npo"]
-        if found.loc["npo", "verdict"] == verdict.INCONCLUSIVE and (own["excess"] > 0.11).sum() >= 2:
+        if found.loc["npo", "verdict"] == verdict.INCONCLUSIVE and (own["surplus"] > 0.11).sum() >= 2:
             break
     else:
         raise AssertionError("12 facts should not be enough")
-    needed = own.loc[own["excess"] >= SETTINGS.margin, "excess_needed_facts"]
+    needed = own.loc[own["surplus"] >= SETTINGS.margin, "surplus_needed_facts"]
     assert f"about {int(needed.min()):,} facts instead of 12" in found.loc["npo", "settled_by"]
     attack = found.loc["npo", "attack"]
     assert attack == needed.idxmin(), "the reason is of the attack that would settle it"
@@ -473,7 +588,7 @@ def test_an_original_that_was_not_compared_is_no_guesser():
     assert evidence["known"].isna().all()
     row = found.loc["npo"]
     assert row["verdict"] == verdict.INCONCLUSIVE
-    assert "What the original knows beyond the control was not measured" in row["reason"]
+    assert "What the original knows beyond the control or a guess was not measured" in row["reason"]
     assert row["settled_by"] == (
         "score the control without attack; score the original without attack, and the control in the same template"
     )
@@ -567,7 +682,7 @@ def test_a_trace_below_the_margin_is_named():
     )
     assert "It may be this control" in row["reason"]
     share = evidence.loc[("npo", "tuning"), "excess_most"] / evidence.loc[("npo", "tuning"), "known"]
-    assert f"{100 * share:.0f}\u00a0% of what the original knows beyond the control" in row["reason"]
+    assert f"{100 * share:.0f}\u00a0% of what the original knows beyond the control or a guess" in row["reason"]
 
 
 def test_one_more_attack_does_not_keep_a_model_from_being_cleared():

@@ -3,13 +3,15 @@
 On the domain's test questions; variant and template are those that validation questions select. Several seeds of unlearning and attack are
 one setting, and the attack that does nothing is one of the attacks.
 
-    excess = accuracy of the attacked model − that of the control under the same attack, variant and template
-    gain   = accuracy of the attacked model − the larger of its own without attack and chance
-    known  = accuracy of the original − that of the control, both without attack: what there is to find; chance, if nothing was compared
-             with a control
+    excess  = accuracy of the attacked model − that of the control under the same attack, variant and template
+    surplus = accuracy of the attacked model − the larger of that of the control and chance: who guesses has an excess over a control that
+              answers fewer than a guess, and no surplus
+    gain    = accuracy of the attacked model − the larger of its own without attack and chance
+    known   = accuracy of the original − the larger of that of the control and chance, both without attack: what there is to find; chance
+              alone, if nothing was compared with a control
 
-All are means over seeds, as is the recovery that stands beside them (`summary`), which decides nothing. Each has an interval (a bootstrap
-over facts, and what so few seeds leave open). The first two have a p value (`statistics.p_value_of`), adjusted for the number of attacks by
+What is larger is so for each seed. All are means over seeds, as is the recovery that stands beside them (`summary`), which decides nothing.
+Each has an interval (a bootstrap over facts, and what so few seeds leave open). The first three have a p value (`statistics.p_value_of`), adjusted for the number of attacks by
 Holm's method, and two ends. Who is accused may be so by any attack, so `…_least`, the lower end, holds for all attacks of the model at once
 (Bonferroni). Who is cleared must be cleared by every attack, so `…_most`, the upper end, is that of the attack alone (an intersection-union
 test, Berger 1982).
@@ -125,7 +127,7 @@ def gather_evidence(scores: pd.DataFrame, summary: pd.DataFrame, settings: Summa
 def _compare_references(
     asked: Asked, selected: pd.DataFrame, is_compared: bool, settings: SummarySettings
 ) -> dict[str, Any]:
-    """What the original knows more than the control, or than who guesses; nothing where one of both was not scored.
+    """What the original knows more than the control and who guesses; nothing where one that it is compared with was not scored.
 
     Args:
         asked: all answers.
@@ -138,12 +140,12 @@ def _compare_references(
         return {}
     template = bare["template"].iloc[0]
     original = _find(asked, "original", None, "none", "none", template)
-    rival = asked.chance * asked.sizes
+    rival = guessed = asked.chance * asked.sizes
     if is_compared:
         key = (CONTROL, None, "none", "none", template)
         if key not in asked.right:
             return {}
-        rival = asked.right[key]
+        rival = max(asked.right[key], guessed, key=np.sum)
     return _measure((original - rival)[None], asked.sizes, "known", settings)[0]
 
 
@@ -184,6 +186,7 @@ def _weigh_attack(
     compared = {}
     for measure, name, others, floors in (
         ("excess", "control", control, control),
+        ("surplus", "control", control, [max(one, guessed, key=np.sum) for one in control]),
         ("gain", "unattacked", before, [max(one, guessed, key=np.sum) for one in before]),
     ):
         if len(others) == len(own):

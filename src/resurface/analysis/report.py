@@ -47,8 +47,8 @@ from resurface.analysis.findings import Findings
 from resurface.analysis.perplexity import TEXTS
 from resurface.analysis.searches import prefix_rows
 from resurface.analysis.sparing import KEPT, choose_sparing
-from resurface.analysis.tables import CONTROL, MEASURES, ORIGINAL
-from resurface.analysis.verdict import GAINS, NOT_RESURFACED, RESURFACES
+from resurface.analysis.tables import CONTROL, ORIGINAL
+from resurface.analysis.verdict import ACCUSES, GAINS, NOT_RESURFACED, RESURFACES, SHOWN_SHORTFALL
 from resurface.artifacts import publish
 from resurface.registry import ATTACKS
 
@@ -240,10 +240,13 @@ def _evidence_rows(evidence: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
     rows = []
     for row in evidence.to_dict("records"):
         texts = [percent(row["accuracy"]), percent(row["control_accuracy"])]
-        for measure in MEASURES:
+        for measure in ACCUSES:
             texts += [_points_text(row, measure), p_text(row[f"{measure}_p_adjusted"])]
         measure = "gain" if pd.isna(row["excess"]) else "excess"
-        texts += [tenths(row[f"{measure}_{part}"]) for part in ("least", "most", "detectable")]
+        over = ACCUSES[measure]
+        if row[measure] - row[over] >= SHOWN_SHORTFALL:
+            texts[2] += f"; {points(row[over])} beyond control or guess"
+        texts += [tenths(row[f"{over}_least"]), tenths(row[f"{measure}_most"]), tenths(row[f"{over}_detectable"])]
         spread = f" ({range_in_tenths(row[f'{measure}_min'], row[f'{measure}_max'])})"
         texts.append(f"{row['seeds']}{spread if row['seeds'] > 1 and pd.notna(row[measure]) else ''}")
         rows.append((display_name(row["method"]), display_name(row["attack"]), texts))

@@ -141,7 +141,7 @@ WORST_CASE_KINDS = {
     "guessing": SHARE,
     "beyond_guessing": NUMBER,
 }
-MEASURES = ("excess", "gain")
+MEASURES = ("excess", "surplus", "gain")
 EVIDENCE_PARTS = (
     *("", "_ci_low", "_ci_high", "_least", "_most", "_min", "_max", "_max_least"),
     *("_p_value", "_p_adjusted", "_detectable", "_needed_facts", "_needed_seeds"),
