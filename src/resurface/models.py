@@ -317,9 +317,8 @@ def run_within_memory(
         if _has_room(run, slice(start, start + size), size == 1):
             start += size
         else:
-            while (
-                size_from(start) >> halvings >= size
-            ):  # more than once where fewer items were left than there was room for
+            # More than once where fewer items were left than a batch may have.
+            while size_from(start) >> halvings >= size:
                 halvings += 1
             torch.cuda.empty_cache()
             log.warning("out of memory with %d at once; going on with half as many", size)

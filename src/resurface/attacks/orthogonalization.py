@@ -119,9 +119,8 @@ def collect(
                 if starts[position] < keep:
                     kept[position] = torch.stack([states[block][i, skip : len(row)] for block in blocks]).cpu().float()
             is_read = pad_right([[0] * skip + [1] * (len(row) - skip) for row in batch], 0)
-            places = (
-                is_read.flatten().nonzero()[:, 0].to(model.device)
-            )  # where all states are, however blocks are spread
+            # On the model's first device, where all states are, however blocks are spread.
+            places = is_read.flatten().nonzero()[:, 0].to(model.device)
             groups = torch.tensor([group_of.get(token, len(ids)) for row in batch for token in row[skip:]])
             present, member_of = groups.unique(return_inverse=True)
             # A product with zeros and ones adds in the same order each time, which adding at indices on a GPU does not.
