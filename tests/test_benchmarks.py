@@ -24,9 +24,8 @@ def test_a_benchmark_compares_equal_work(stage, tmp_path_factory):
     for _, rows in table.groupby("unit"):
         assert rows["is_plain"].sum() == 1
         assert (rows["seconds"] > 0).all()
-    assert (stage == "generation") != (table["largest_difference"].max() <= 1e-4), (
-        "rounding in float32; replies are not compared"
-    )
+    if stage != "generation":  # whose replies are not compared
+        assert table["largest_difference"].max() <= 1e-4, "rounding in float32"
 
 
 def test_the_growth_of_cost_is_drawn(tmp_path):

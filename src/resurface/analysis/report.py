@@ -48,7 +48,7 @@ from resurface.analysis.perplexity import TEXTS
 from resurface.analysis.searches import prefix_rows
 from resurface.analysis.sparing import KEPT, choose_sparing
 from resurface.analysis.tables import CONTROL, ORIGINAL
-from resurface.analysis.verdict import ACCUSES, GAINS, NOT_RESURFACED, RESURFACES, SHOWN_SHORTFALL
+from resurface.analysis.verdict import GAINS, NOT_RESURFACED, RESURFACES, SHOWN_SHORTFALL, find_beyond
 from resurface.artifacts import publish
 from resurface.registry import ATTACKS
 
@@ -240,13 +240,14 @@ def _evidence_rows(evidence: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
     rows = []
     for row in evidence.to_dict("records"):
         texts = [percent(row["accuracy"]), percent(row["control_accuracy"])]
-        for measure in ACCUSES:
-            texts += [_points_text(row, measure), p_text(row[f"{measure}_p_adjusted"])]
+        beyond = {measure: find_beyond(pd.DataFrame([row]), measure).iloc[0] for measure in ("excess", "gain")}
+        for measure, found in beyond.items():
+            texts += [_points_text(row, measure), p_text(found["beyond_p_adjusted"])]
         measure = "gain" if pd.isna(row["excess"]) else "excess"
-        over = ACCUSES[measure]
-        if row[measure] - row[over] >= SHOWN_SHORTFALL:
-            texts[2] += f"; {points(row[over])} beyond control or guess"
-        texts += [tenths(row[f"{over}_least"]), tenths(row[f"{measure}_most"]), tenths(row[f"{over}_detectable"])]
+        found = beyond[measure]
+        if row[measure] - found["beyond"] >= SHOWN_SHORTFALL:
+            texts[2] += f"; {points(found['beyond'])} beyond control or guess"
+        texts += [tenths(found["beyond_least"]), tenths(row[f"{measure}_most"]), tenths(found["beyond_detectable"])]
         spread = f" ({range_in_tenths(row[f'{measure}_min'], row[f'{measure}_max'])})"
         texts.append(f"{row['seeds']}{spread if row['seeds'] > 1 and pd.notna(row[measure]) else ''}")
         rows.append((display_name(row["method"]), display_name(row["attack"]), texts))

@@ -3,16 +3,17 @@
 From the evidence (`evidence`: excess over the control and surplus over control and chance, attack by attack, with the ends of what the
 answers allow) and a margin that the configuration sets:
 
-    resurfaces      some attack has a surplus of at least the margin, its adjusted p value is at most 1 − confidence, and `surplus_least`
-                    is above 0
-    not resurfaced  all attacks were compared with the control, none's excess can be as large as the margin (`excess_most`), nor is one
-                    seed's surplus by itself clearly so (`surplus_max_least`); the original clearly knows at least that much (`known_ci_low`); and
-                    the model is not clearly below the control by the margin, without attack or below chance
+    resurfaces      some attack has a surplus of at least the margin, and both surplus and excess pass their tests: an adjusted p value of at
+                    most 1 − confidence, and a lower end (`…_least`) above 0
+    not resurfaced  all attacks were compared with the control, none's excess can be as large as the margin (`excess_most`), nor would one
+                    seed be accused by itself (`…_max_least`); the original clearly knows at least that much (`known_ci_low`); and the
+                    model is not clearly below the control by the margin, without attack or below chance
     inconclusive    neither: too few questions or seeds, a control that did not go through an attack, hides what is left or answers fewer
                     than a guess, an inversion, or nothing to find
 
-Where the control answers as many as a guess or more, surplus and excess are the same. Where it answers fewer, who guesses is ahead of it, and
-only the surplus accuses.
+Where the control answers as many as a guess or more, surplus and excess are the same. Where it answers fewer, who guesses is ahead of it. The
+surplus alone would not do either: chance has no noise, and a control that happens to lie just below it does. So what accuses must be
+*beyond* both (`find_beyond`; an intersection-union test).
 
 A surplus that the choice of questions does not explain, but smaller than the margin, is a *trace*: it accuses nobody, and the verdict says
 that it is there.
@@ -37,8 +38,10 @@ from resurface.settings.summary import SummarySettings
 RESURFACES, NOT_RESURFACED = "resurfaces", "not resurfaced by these attacks"
 GAINS, NO_GAIN = "answers more under attack", "no gain under these attacks"
 INCONCLUSIVE = "inconclusive"
-SHOWN_SHORTFALL = 0.01
-ACCUSES = {"excess": "surplus", "gain": "gain"}  # what clears a model if it is small → what accuses it if it is large
+SHOWN_SHORTFALL = 0.01  # by which a control is below chance
+# Of two measures that both must be large, how each part of what is beyond both follows from theirs.
+BEYOND = {"": "min", "_min": "min", "_max": "min", "_least": "min", "_max_least": "min", "_p_adjusted": "max"}
+BEYOND |= {"_detectable": "max", "_needed_facts": "max", "_needed_seeds": "max"}
 VERDICT_COLUMNS = list(VERDICT_KINDS)
 
 
@@ -59,10 +62,27 @@ def judge(evidence: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
 
 
+def find_beyond(evidence: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Rows of evidence with what accuses: `beyond`, and its parts, as `evidence` has them.
+
+    Args:
+        evidence: rows of evidence.
+        measure: `excess`: what is beyond the control and chance, the lesser of excess and surplus with the weaker test of both; `gain`:
+            the gain.
+    """
+    names = ("excess", "surplus") if measure == "excess" else ("gain",)
+    parts = {}
+    for part, choose in BEYOND.items():
+        # Of two numbers of facts the larger; where one is missing, no number is enough.
+        values = evidence[[f"{name}{part}" for name in names]].astype(float)
+        parts[f"beyond{part}"] = values.agg(choose, axis=1, skipna=part != "_needed_facts")
+    return evidence.assign(**parts)
+
+
 def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]:
     """The verdict on one model."""
     measure = "excess" if own["excess"].notna().any() else "gain"
-    weighed = own[own[measure].notna()]
+    weighed = find_beyond(own[own[measure].notna()], measure)
     if weighed.empty:
         return {
             "verdict": INCONCLUSIVE,
@@ -71,11 +91,11 @@ def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]
             "settled_by": "run attacks, and name a control in `models.never_learned`",
             "trace": False,
         }
-    margin, over = settings.margin, ACCUSES[measure]
-    is_clear = (weighed[f"{over}_p_adjusted"] <= 1 - settings.confidence) & (weighed[f"{over}_least"] > 0)
-    found = weighed[is_clear & reaches(weighed[over], margin)]
-    is_alone = (weighed["seeds"] > 1) & (weighed[f"{over}_max_least"] > 0)
-    alone = weighed[is_alone & reaches(weighed[f"{over}_max"], margin)]
+    margin = settings.margin
+    is_clear = (weighed["beyond_p_adjusted"] <= 1 - settings.confidence) & (weighed["beyond_least"] > 0)
+    found = weighed[is_clear & reaches(weighed["beyond"], margin)]
+    is_alone = (weighed["seeds"] > 1) & (weighed["beyond_max_least"] > 0)
+    alone = weighed[is_alone & reaches(weighed["beyond_max"], margin)]
     is_low = (weighed["attack"] == "none") | reaches(weighed["chance"] - weighed["accuracy"], margin)
     is_told = weighed[f"{measure}_p_adjusted"] <= 1 - settings.confidence
     below = weighed[is_told & is_low & reaches(-weighed[measure], margin) & (measure == "excess")]
@@ -83,15 +103,17 @@ def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]
     missing = _find_missing(own, below, measure, settings)
     settled_by = ""
     if len(found):
-        verdict, row = RESURFACES if measure == "excess" else GAINS, _largest(found, over)
+        verdict, row = RESURFACES if measure == "excess" else GAINS, _largest(found, "beyond")
     elif len(alone):
-        verdict, row = INCONCLUSIVE, _largest(alone, f"{over}_max")
+        verdict, row = INCONCLUSIVE, _largest(alone, "beyond_max")
         settled_by = "audit the model of that seed by itself, and say of how many seeds it is so"
     elif len(undecided):
         verdict, row = INCONCLUSIVE, _find_decisive(undecided, measure, settings)
         # One attack that brings it back is enough to accuse; to clear, all must do so, and nothing else may be missing.
-        also = [] if reaches(row[over], margin) else missing
-        settled_by = "; ".join([_settle(row, measure, settings), *also])
+        if reaches(row["beyond"], margin):
+            settled_by = _settle(row, measure, settings)
+        else:
+            settled_by = "; ".join([*_settle_all(undecided, measure, settings), *missing])
     else:
         verdict, row = NOT_RESURFACED if measure == "excess" else NO_GAIN, _largest(weighed, f"{measure}_most")
         if missing:
@@ -100,9 +122,8 @@ def _judge_model(own: pd.DataFrame, settings: SummarySettings) -> dict[str, Any]
     sentences = [
         _explain(row, measure, verdict, len(weighed), settings),
         _name_others([name for name in found["attack"] if name != row["attack"]]),
-        _describe_alone(row, over) if found.empty and len(alone) else "",
-        _describe_shortfall(row, measure, settings),
-        _name_trace(_largest(weighed[is_clear], over), measure) if is_trace else "",
+        _describe_alone(row) if found.empty and len(alone) else _describe_shortfall(row, measure, settings),
+        _name_trace(_largest(weighed[is_clear], "beyond"), measure) if is_trace else "",
         _describe_below(below, measure),
         _describe_known(row, measure, verdict, settings),
         _name_uncompared(own, measure),
@@ -155,37 +176,50 @@ def _find_decisive(undecided: pd.DataFrame, measure: str, settings: SummarySetti
     Of those that bring back the margin or more the one that needs least; if there is none, the one that needs most. More seeds are more
     than any number of facts, another control is more than those, and of those that need as many the largest counts.
     """
-    over = ACCUSES[measure]
-    is_large = reaches(undecided[over], settings.margin)
-    needs = undecided[f"{over}_needed_facts"].where(is_large, undecided[f"{measure}_needed_facts"])
+    is_large = reaches(undecided["beyond"], settings.margin)
+    needs = undecided["beyond_needed_facts"].where(is_large, undecided[f"{measure}_needed_facts"])
     needs = needs.fillna(MOST_FACTS + 1).mask(_is_of_shortfall(undecided, measure, settings), MOST_FACTS + 2)
     if is_large.any():
         least = is_large & (needs == needs[is_large].min())
-        return _largest(undecided[least], over)
+        return _largest(undecided[least], "beyond")
     return _largest(undecided[needs == needs.max()], f"{measure}_most")
 
 
 def _is_of_shortfall(rows: Any, measure: str, settings: SummarySettings) -> Any:
     """Whether a row's excess, or each of several rows', is as large as the margin only because the control is below chance."""
-    return reaches(rows[measure], settings.margin) & ~reaches(rows[ACCUSES[measure]], settings.margin)
+    is_short = _is_short(rows, measure)
+    return is_short & reaches(rows[measure], settings.margin) & ~reaches(rows["beyond"], settings.margin)
+
+
+def _is_short(rows: Any, measure: str) -> Any:
+    """Whether a row's control, or that of each of several rows, is so far below chance that readers are told."""
+    return rows[measure] - rows["beyond"] >= SHOWN_SHORTFALL
+
+
+def _settle_all(undecided: pd.DataFrame, measure: str, settings: SummarySettings) -> list[str]:
+    """What would clear all attacks that are open, none of which brings back the margin."""
+    is_of_shortfall = _is_of_shortfall(undecided, measure, settings)
+    short, others = list(undecided.loc[is_of_shortfall, "attack"]), undecided[~is_of_shortfall]
+    parts = [f"take a control that answers no fewer than a guess {_where(short)}"] if short else []
+    if len(others):
+        parts.append(_settle(_find_decisive(others, measure, settings), measure, settings))
+    return parts
 
 
 def _settle(row: pd.Series, measure: str, settings: SummarySettings) -> str:
-    """What would settle an attack."""
-    if _is_of_shortfall(row, measure, settings):
-        return f"take a control that answers no fewer than a guess {_where([row['attack']])}"
-    which = ACCUSES[measure] if reaches(row[ACCUSES[measure]], settings.margin) else measure
-    needed, where = row[f"{which}_needed_facts"], _where([row["attack"]])
-    stays = f"if the {measure} {where} stays as it is"
+    """What would settle an attack, if it is not another control."""
+    is_large = reaches(row["beyond"], settings.margin)
+    which, where = "beyond" if is_large else measure, _where([row["attack"]])
+    needed = row[f"{which}_needed_facts"]
+    what = "what is beyond control and guess" if is_large and _is_short(row, measure) else f"the {measure}"
+    stays = f"if {what} {where} stays as it is"
     if pd.isna(needed):
         seeds = row[f"{which}_needed_seeds"]
         if seeds < MOST_SEEDS:
             return f"run about {int(seeds)} seeds instead of {row['seeds']}, {stays}"
         return f"run more seeds and ask more questions: either alone would not do, {stays}"
     if needed >= MOST_FACTS:
-        return (
-            f"not more questions: the {measure} {where} is all but the margin, which is chosen before answers are seen"
-        )
+        return f"not more questions: {what} {where} is all but the margin, which is chosen before answers are seen"
     # How far seeds differ is hardly known, and those that look alike by chance let a smaller number seem enough.
     about = "at least about" if row["seeds"] > 1 else "about"
     return f"ask {about} {int(needed):,} facts instead of {row['facts']:,}, {stays}"
@@ -194,15 +228,14 @@ def _settle(row: pd.Series, measure: str, settings: SummarySettings) -> str:
 def _explain(row: pd.Series, measure: str, verdict: str, attacks: int, settings: SummarySettings) -> str:
     """The numbers behind a verdict in one sentence."""
     other = f"the control's {_share(row['control_accuracy'])}" if measure == "excess" else _floor(row)
-    over = ACCUSES[measure]
     size = f"{measure} {tenths(row[measure])} points{_beyond_a_guess(row, measure)}"
     text = f"{_share(row['accuracy'])} {_where([row['attack']])} against {other}: {size}"
     if verdict in (RESURFACES, GAINS):
         tests = f"{attacks} tests" if attacks > 1 else "one test"
-        p_value = f"{_name_p(row[f'{over}_p_adjusted'])} (Holm)"
-        text += f", at least {tenths(row[f'{over}_least'])} with {tests} allowed for (Bonferroni), {p_value}"
+        p_value = f"{_name_p(row['beyond_p_adjusted'])} (Holm)"
+        text += f", at least {tenths(row['beyond_least'])} with {tests} allowed for (Bonferroni), {p_value}"
         return f"{text}; the margin is {tenths(settings.margin)}."
-    least = f"at least {tenths(row[f'{over}_least'])} and " if reaches(row[over], settings.margin) else ""
+    least = f"at least {tenths(row['beyond_least'])} and " if reaches(row["beyond"], settings.margin) else ""
     text += f", {least}at most {tenths(row[f'{measure}_most'])} where the margin is {tenths(settings.margin)}"
     if verdict == NOT_RESURFACED:
         most = max(0.0, row[f"{measure}_most"] / row["known"])
@@ -212,11 +245,15 @@ def _explain(row: pd.Series, measure: str, verdict: str, attacks: int, settings:
 
 def _beyond_a_guess(row: pd.Series, measure: str) -> str:
     """What is left of an excess beyond a guess, where a control answers fewer by a point or more."""
-    over = row[ACCUSES[measure]]
-    if row[measure] - over < SHOWN_SHORTFALL:
+    if not _is_short(row, measure):
         return ""
-    is_whole = abs(row["accuracy"] - row["chance"] - over) < ROUNDING
-    return f" ({tenths(over)} beyond {'a guess' if is_whole else 'control or guess, whichever is more for each seed'})"
+    rival = "a guess" if _is_short_for_all(row) else "control or guess, whichever is more for each seed"
+    return f" ({tenths(row['beyond'])} beyond {rival})"
+
+
+def _is_short_for_all(row: pd.Series) -> bool:
+    """Whether it is chance, not the control, that is the larger for every seed."""
+    return abs(row["accuracy"] - row["chance"] - row["beyond"]) < ROUNDING
 
 
 def _floor(row: pd.Series) -> str:
@@ -234,10 +271,10 @@ def _name_others(others: list[str]) -> str:
     return f"The same holds {_where(others)}." if others else ""
 
 
-def _describe_alone(row: pd.Series, over: str) -> str:
+def _describe_alone(row: pd.Series) -> str:
     """A sentence on a seed that would be accused by itself."""
     return (
-        f"One seed by itself has {tenths(row[f'{over}_max'])} points there, at least {tenths(row[f'{over}_max_least'])} with all "
+        f"One seed by itself has {tenths(row['beyond_max'])} points there, at least {tenths(row['beyond_max_least'])} with all "
         "attacks and seeds allowed for (Bonferroni): whether it resurfaces depends on the seed."
     )
 
@@ -257,18 +294,19 @@ def _describe_shortfall(row: pd.Series, measure: str, settings: SummarySettings)
     """A sentence on an excess that a control below chance makes large."""
     if not _is_of_shortfall(row, measure, settings):
         return ""
+    whose = "The" if _is_short_for_all(row) else "For some seeds the"
     return (
-        f"The control answers fewer than a guess, which is right in {_share(row['chance'])}: the rest may be what the control lacks, not what "
-        "the model knows."
+        f"{whose} control answers fewer than a guess, which is right in {_share(row['chance'])}: the rest may be what the control lacks, not "
+        "what the model knows."
     )
 
 
 def _name_trace(row: pd.Series, measure: str) -> str:
     """What the largest trace is, and what it may be."""
-    over = ACCUSES[measure]
+    beyond = " beyond control and guess" if _is_short(row, measure) else ""
     text = (
-        f"A trace is there: {tenths(row[over])} points {_where([row['attack']])} are below the margin, but more than the "
-        f"choice of questions explains ({_name_p(row[f'{over}_p_adjusted'])})."
+        f"A trace is there: {tenths(row['beyond'])} points{beyond} {_where([row['attack']])} are below the margin, but more than the "
+        f"choice of questions explains ({_name_p(row['beyond_p_adjusted'])})."
     )
     return f"{text} It may be this control that is worse than others." if measure == "excess" else text
 
@@ -314,7 +352,9 @@ def _describe_seeds(row: pd.Series, own: pd.DataFrame, measure: str) -> str:
     fewer = list(own.loc[own["seeds"] < most, "attack"])
     sentences = [f"Fewer than {most} seeds were scored {_where(fewer)}."] if fewer else []
     if row["seeds"] > 1:
-        sentences.append(f"Seeds lie from {range_in_tenths(row[f'{measure}_min'], row[f'{measure}_max'])} points.")
+        beyond = " beyond control and guess" if row[f"{measure}_max"] - row["beyond_max"] >= SHOWN_SHORTFALL else ""
+        which = "beyond" if beyond else measure
+        sentences.append(f"Seeds lie from {range_in_tenths(row[f'{which}_min'], row[f'{which}_max'])} points{beyond}.")
     if row["seeds"] == 1:
         sentences.append("From one seed: others may differ.")
     if row["seeds"] == 2:
