@@ -133,7 +133,7 @@ def test_what_the_documents_say_follows_from_the_verdicts_that_stand_there():
     counts = count(verdicts)
     pd.testing.assert_frame_equal(counts.round(4), pd.read_csv(ROOT / "docs" / "calibration.csv"), check_dtype=False)
     found = counts[counts["kind"] == "all"].set_index("truth")
-    text = (ROOT / "docs" / "calibration.md").read_text().replace("*", "")
+    text = " ".join((ROOT / "docs" / "calibration.md").read_text().replace("*", "").split())
     for truth in (HIDDEN, OPEN):
         row = found.loc[truth]
         ends = f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %"
