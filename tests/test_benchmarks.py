@@ -7,10 +7,17 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-STAGES = (
-    *("scoring", "logit_lens", "enhanced_gcg", "pruning", "orthogonalization", "generation", "variants", "preferences"),
+STAGES = [
+    "scoring",
+    "logit_lens",
+    "enhanced_gcg",
+    "pruning",
+    "orthogonalization",
+    "generation",
+    "variants",
+    "preferences",
     "finetuning",
-)
+]
 
 
 @pytest.mark.slow

@@ -321,7 +321,7 @@ def run_within_memory(
             while size_from(start) >> halvings >= size:
                 halvings += 1
             torch.cuda.empty_cache()
-            log.warning("out of memory with %d at once; going on with half as many", size)
+            log.warning("out of memory with %d at once; going on with fewer", size)
     return halvings
 
 

@@ -10,10 +10,8 @@ from science import control_gain, make_experiment, of_test, read, recovery, run,
 from resurface.analysis.figures import FIGURES, FOUND_FIGURES
 from resurface.analysis.perplexity import TEXTS
 
-pytestmark = [
-    pytest.mark.science,
-    pytest.mark.timeout(4 * 3600),
-]  # the experiment is run by the first test that reads it
+# The experiment is run by the first test that reads it.
+pytestmark = [pytest.mark.science, pytest.mark.timeout(4 * 3600)]
 
 METHODS = ["rmu", "npo", "dpo"]
 ATTACKS = [

@@ -48,7 +48,7 @@ from resurface.analysis.perplexity import TEXTS
 from resurface.analysis.searches import prefix_rows
 from resurface.analysis.sparing import KEPT, choose_sparing
 from resurface.analysis.tables import CONTROL, ORIGINAL
-from resurface.analysis.verdict import GAINS, NOT_RESURFACED, RESURFACES, SHOWN_SHORTFALL, find_beyond
+from resurface.analysis.verdict import GAINS, NOT_RESURFACED, RESURFACES, find_beyond, is_short
 from resurface.artifacts import publish
 from resurface.registry import ATTACKS
 
@@ -238,16 +238,14 @@ def _answers(tables: Tables, domain: str, attacks: list[str]) -> Markup | None:
 def _evidence_rows(evidence: pd.DataFrame) -> list[tuple[str, str, list[str]]]:
     """Model, attack, and what they say: excess and gain with intervals and p values, and the ends and sizes that verdicts turn on."""
     rows = []
-    for row in evidence.to_dict("records"):
-        texts = [percent(row["accuracy"]), percent(row["control_accuracy"])]
-        beyond = {measure: find_beyond(pd.DataFrame([row]), measure).iloc[0] for measure in ("excess", "gain")}
-        for measure, found in beyond.items():
-            texts += [_points_text(row, measure), p_text(found["beyond_p_adjusted"])]
-        measure = "gain" if pd.isna(row["excess"]) else "excess"
-        found = beyond[measure]
-        if row[measure] - found["beyond"] >= SHOWN_SHORTFALL:
-            texts[2] += f"; {points(found['beyond'])} beyond control or guess"
-        texts += [tenths(found["beyond_least"]), tenths(row[f"{measure}_most"]), tenths(found["beyond_detectable"])]
+    of_excess, of_gain = (find_beyond(evidence, measure).to_dict("records") for measure in ("excess", "gain"))
+    for excess, gain in zip(of_excess, of_gain, strict=True):
+        beyond = f"; {points(excess['beyond'])} beyond control or guess" if is_short(excess, "excess") else ""
+        texts = [percent(excess["accuracy"]), percent(excess["control_accuracy"])]
+        texts += [_points_text(excess, "excess") + beyond, p_text(excess["beyond_p_adjusted"])]
+        texts += [_points_text(gain, "gain"), p_text(gain["beyond_p_adjusted"])]
+        measure, row = ("gain", gain) if pd.isna(excess["excess"]) else ("excess", excess)
+        texts += [tenths(row["beyond_least"]), tenths(row[f"{measure}_most"]), tenths(row["beyond_detectable"])]
         spread = f" ({range_in_tenths(row[f'{measure}_min'], row[f'{measure}_max'])})"
         texts.append(f"{row['seeds']}{spread if row['seeds'] > 1 and pd.notna(row[measure]) else ''}")
         rows.append((display_name(row["method"]), display_name(row["attack"]), texts))

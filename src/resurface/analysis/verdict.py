@@ -40,8 +40,10 @@ GAINS, NO_GAIN = "answers more under attack", "no gain under these attacks"
 INCONCLUSIVE = "inconclusive"
 SHOWN_SHORTFALL = 0.01  # by which a control is below chance
 # Of two measures that both must be large, how each part of what is beyond both follows from theirs.
-BEYOND = {"": "min", "_min": "min", "_max": "min", "_least": "min", "_max_least": "min", "_p_adjusted": "max"}
-BEYOND |= {"_detectable": "max", "_needed_facts": "max", "_needed_seeds": "max"}
+BEYOND = {
+    **dict.fromkeys(("", "_min", "_max", "_least", "_max_least"), "min"),
+    **dict.fromkeys(("_p_adjusted", "_detectable", "_needed_facts", "_needed_seeds"), "max"),
+}
 VERDICT_COLUMNS = list(VERDICT_KINDS)
 
 
@@ -187,11 +189,11 @@ def _find_decisive(undecided: pd.DataFrame, measure: str, settings: SummarySetti
 
 def _is_of_shortfall(rows: Any, measure: str, settings: SummarySettings) -> Any:
     """Whether a row's excess, or each of several rows', is as large as the margin only because the control is below chance."""
-    is_short = _is_short(rows, measure)
-    return is_short & reaches(rows[measure], settings.margin) & ~reaches(rows["beyond"], settings.margin)
+    is_large = reaches(rows[measure], settings.margin) & ~reaches(rows["beyond"], settings.margin)
+    return is_large & is_short(rows, measure)
 
 
-def _is_short(rows: Any, measure: str) -> Any:
+def is_short(rows: Any, measure: str) -> Any:
     """Whether a row's control, or that of each of several rows, is so far below chance that readers are told."""
     return rows[measure] - rows["beyond"] >= SHOWN_SHORTFALL
 
@@ -211,7 +213,7 @@ def _settle(row: pd.Series, measure: str, settings: SummarySettings) -> str:
     is_large = reaches(row["beyond"], settings.margin)
     which, where = "beyond" if is_large else measure, _where([row["attack"]])
     needed = row[f"{which}_needed_facts"]
-    what = "what is beyond control and guess" if is_large and _is_short(row, measure) else f"the {measure}"
+    what = "what is beyond control and guess" if is_large and is_short(row, measure) else f"the {measure}"
     stays = f"if {what} {where} stays as it is"
     if pd.isna(needed):
         seeds = row[f"{which}_needed_seeds"]
@@ -245,7 +247,7 @@ def _explain(row: pd.Series, measure: str, verdict: str, attacks: int, settings:
 
 def _beyond_a_guess(row: pd.Series, measure: str) -> str:
     """What is left of an excess beyond a guess, where a control answers fewer by a point or more."""
-    if not _is_short(row, measure):
+    if not is_short(row, measure):
         return ""
     rival = "a guess" if _is_short_for_all(row) else "control or guess, whichever is more for each seed"
     return f" ({tenths(row['beyond'])} beyond {rival})"
@@ -303,7 +305,7 @@ def _describe_shortfall(row: pd.Series, measure: str, settings: SummarySettings)
 
 def _name_trace(row: pd.Series, measure: str) -> str:
     """What the largest trace is, and what it may be."""
-    beyond = " beyond control and guess" if _is_short(row, measure) else ""
+    beyond = " beyond control and guess" if is_short(row, measure) else ""
     text = (
         f"A trace is there: {tenths(row['beyond'])} points{beyond} {_where([row['attack']])} are below the margin, but more than the "
         f"choice of questions explains ({_name_p(row['beyond_p_adjusted'])})."
