@@ -29,7 +29,7 @@ from calibration.audit import (
     name_settings,
     take_over,
 )
-from calibration.count import count
+from calibration.count import count, judge_worlds
 from calibration.models import PASSWORD, draw_locked, taught_fields
 from resurface.analysis.statistics import wilson
 from resurface.analysis.tables import EVIDENCE_KINDS, read_results
@@ -128,8 +128,10 @@ def test_errors_are_counted_by_kind_and_truth():
     assert (low, high) == pytest.approx(wilson(1 / 3, 2, 0.95)), "three audits in two worlds"
 
 
-def test_what_the_documents_say_follows_from_the_verdicts_that_stand_there():
-    verdicts = pd.read_parquet(ROOT / "docs" / "calibration.parquet")
+def test_what_the_documents_say_follows_from_the_evidence_that_stands_there():
+    evidence = read_results(ROOT / "docs" / "calibration-evidence.parquet", EVIDENCE_KINDS)
+    verdicts = judge_worlds(evidence)
+    pd.testing.assert_frame_equal(verdicts, pd.read_parquet(ROOT / "docs" / "calibration.parquet"))
     counts = count(verdicts)
     pd.testing.assert_frame_equal(counts.round(4), pd.read_csv(ROOT / "docs" / "calibration.csv"), check_dtype=False)
     found = counts[counts["kind"] == "all"].set_index("truth")
