@@ -13,7 +13,7 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 
-from calibration.audit import HIDDEN, OPEN
+from calibration.audit import HIDDEN, INNOCENT, OPEN
 from resurface.analysis.evidence import reaches
 from resurface.analysis.statistics import wilson
 from resurface.analysis.verdict import INCONCLUSIVE, RESURFACES, judge
@@ -89,18 +89,21 @@ def count(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 
 
 def draw(counts: pd.DataFrame) -> alt.FacetChart:
-    """The share of each kind of model that is accused, with its interval."""
-    kind = alt.Y("kind:N", title=None)
+    """The share of each kind of model that is accused, with its interval; each truth's total first."""
+    kinds = counts["kind"] + " (" + counts["accused"].astype(str) + " of " + counts["audits"].astype(str) + ")"
+    counts = counts.assign(kind=kinds, is_total=counts["kind"] == "all")
+    kind = alt.Y("kind:N", title=None, sort=alt.EncodingSortField("is_total", order="descending"))
     share = alt.X(
         "low:Q",
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(format="%"),
-        title="said to hold the knowledge",
+        title="said to hold the knowledge, with the 95 % interval of as many audits as worlds",
     )
     lines = alt.Chart(counts).mark_rule(strokeWidth=3).encode(x=share, x2="high:Q", y=kind)
     points = alt.Chart(counts).mark_point(filled=True, size=90).encode(x="rate:Q", y=kind, color=alt.value("#0072b2"))
     layers = (lines + points).properties(width=420)
-    return layers.facet(row=alt.Row("truth:N", title=None)).resolve_scale(y="independent")
+    truths = alt.Row("truth:N", title=None, sort=[INNOCENT, HIDDEN, OPEN])
+    return layers.facet(row=truths).resolve_scale(y="independent")
 
 
 def main() -> None:

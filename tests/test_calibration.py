@@ -139,7 +139,10 @@ def test_what_the_documents_say_follows_from_the_evidence_that_stands_there():
     for truth in (HIDDEN, OPEN):
         row = found.loc[truth]
         ends = f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %"
-        assert f"| {row['accused']} of {row['audits']} | {ends} | {row['inconclusive']} |" in text
+        shown = (
+            f"| {row['accused']} of {row['audits']} | {ends} | {row['inconclusive']} | {100 * row['accuracy']:.0f} % |"
+        )
+        assert shown in text
     innocent, of_innocents = found.loc[INNOCENT], verdicts[verdicts["truth"] == INNOCENT]
     assert (innocent["accused"], innocent["audits"], innocent["worlds"]) == (0, 120, 20)
     assert of_innocents["trace"].sum() == 1
