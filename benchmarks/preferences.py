@@ -1,8 +1,9 @@
 """Steps of NPO and DPO on all weights in bfloat16: `python -m benchmarks.preferences`. On a 7B model it takes 120 GiB of GPU memory.
 
 The plain way holds the reference as a second model, passes every sample through it in every step, and unembeds every position. Ours
-computes the reference's log-probabilities once per sample, which three epochs use; a third of a run's samples is in the time. Lengths of prompts have a long tail, as those of questions and of chat have; a step is some
-passes, the plain way's in the order of the data, ours by length.
+computes the reference's log-probabilities once per sample, which three epochs use; a third of a run's samples is in the time. Lengths of
+prompts have a long tail, as those of questions and of chat have; a step is some passes, the plain way's of as many samples each, in the
+order of the data, ours dealt by length.
 """
 
 import shutil
@@ -11,10 +12,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from transformers import Trainer
 
 from benchmarks.measure import Bench, main
 from benchmarks.questions import make_prompts, tailed_lengths
@@ -43,16 +42,17 @@ def sum_answers(model: Any, input_ids: torch.Tensor, counts: torch.Tensor) -> to
     return (found * counts[:, 1:]).sum(1)
 
 
-def npo_loss(policy: Any, reference: Any, inputs: dict[str, Any]) -> torch.Tensor:
+def npo_loss(policy: Any, reference: Any, inputs: list[dict[str, Any]]) -> torch.Tensor:
     """Equation 3 of arXiv 2404.05868 with a retain likelihood, over what the default settings say."""
     settings = NPOSettings()
 
-    def prepare(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def prepare(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+        samples = [sample for sample in inputs if sample["kind"] == kind]
         rows = [sample["tokens"] for sample in samples]
         counted = [[0] * sample["start"] + [1] * (len(sample["tokens"]) - sample["start"]) for sample in samples]
         return pad_right(rows, 0).to(policy.device), pad_right(counted, 0).to(policy.device)
 
-    forget, retain = prepare(inputs["forget"]), prepare(inputs["retain"])
+    forget, retain = prepare("forget"), prepare("retain")
     with torch.no_grad():
         log_ref = sum_answers(reference, *forget)
     ratio = sum_answers(policy, *forget) - log_ref
@@ -101,8 +101,7 @@ def write_data(folder: Path, tokenizer: Any, tokens: int) -> None:
 def plain_steps(trainer: Any, count: int) -> list[list[Any]]:
     """The passes of the first steps, in the order that a `Trainer` draws."""
     passes = trainer.args.gradient_accumulation_steps
-    with patch.object(type(trainer), "_get_train_sampler", Trainer._get_train_sampler):
-        batches = list(islice(trainer.get_train_dataloader(), count * passes))
+    batches = list(islice(trainer.get_train_dataloader(), count * passes))
     return [batches[start : start + passes] for start in range(0, len(batches), passes)]
 
 
@@ -111,7 +110,7 @@ def count_tokens(steps: list[list[Any]]) -> int:
     batches = [batch for step in steps for batch in step]
     if "attention_mask" in batches[0]:
         return int(sum(batch["attention_mask"].sum() for batch in batches))
-    return sum(len(sample["tokens"]) for batch in batches for kind in batch.values() for sample in kind)
+    return sum(len(sample["tokens"]) for batch in batches for sample in batch)
 
 
 def measure(bench: Bench) -> None:

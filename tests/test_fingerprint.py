@@ -12,6 +12,7 @@ MODEL = {
     "resurface.models",
     "resurface.decoder",
     "resurface.checkpoints",
+    "resurface.fused_norms",
     "resurface.gpus",
     "resurface.prompts",
     "resurface.spreading",

@@ -93,7 +93,7 @@ def test_a_run_that_finds_no_room_goes_on_with_fewer_samples_at_once(at_once, da
 
     def short_of_memory(trainer, model, inputs, *arguments, **options):
         steps.append(trainer.state.global_step)
-        if trainer.state.global_step >= 2 and len(inputs["forget"]) > 2:
+        if trainer.state.global_step >= 2 and trainer.args.per_device_train_batch_size > 2:
             raise torch.OutOfMemoryError("out of memory")
         return compute(trainer, model, inputs, *arguments, **options)
 

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import SeedableRandomSampler
 from conftest import CHECKPOINTS, DOMAIN
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import TrainerCallback
 
 from resurface.artifacts import hash_folder
@@ -25,9 +26,8 @@ from resurface.settings.dpo import DPOSettings
 from resurface.settings.npo import NPOSettings
 from resurface.settings.rmu import RMUSettings
 from resurface.trainer_runs import WHOLE, find_last_checkpoint
-from resurface.unlearning import npo, rmu
-from resurface.unlearning.dpo import StepSampler
-from resurface.unlearning.training import Run, choose_trained
+from resurface.unlearning import dpo, npo, rmu, training
+from resurface.unlearning.training import Run, choose_trained, cut_by_length
 
 CPU = torch.device("cpu")
 SMALL_RMU = {"block": 2, "trained_blocks": [0, 1, 2], "batch_size": 2, "max_steps": 4}
@@ -114,13 +114,15 @@ def test_npo_loss_at_the_reference_and_its_gradient(model):
     samples = [{"tokens": [0, 9, 8, 7], "start": 3}, {"tokens": [0, 5, 4], "start": 2}]
     with torch.no_grad():
         values = npo.score_samples(model, samples, 1, ["answer"] * 2)[0].tolist()
-        for sample, value in zip(samples, values, strict=True):
-            sample["reference"] = value
+    pairs = [
+        {"forget": sample | {"reference": value}, "retain": sample}
+        for sample, value in zip(samples, values, strict=True)
+    ]
     trainer = npo.NPOTrainer.__new__(npo.NPOTrainer)
     trainer.parts = {}
     trainer.settings, trainer.pad = NPOSettings(beta=0.2, retain_weight=0.0), 1
     weight = model.lm_head.weight
-    loss = trainer.compute_loss(model, {"forget": samples, "retain": samples, "is_one_pass": True})
+    loss = trainer.compute_loss(model, [npo.weigh(pairs)])
     assert loss.item() == pytest.approx(10 * torch.log(torch.tensor(2.0)).item(), rel=1e-5)
     loss.backward()
     gradient = weight.grad.clone()
@@ -132,9 +134,10 @@ def test_npo_loss_at_the_reference_and_its_gradient(model):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_npo_begins_at_the_reference(data, tmp_path, monkeypatch, adapter, precision):
-    """The reference is computed as the loss is, also in the mixed precision of a GPU: nothing differs before the first step."""
-    # In a pass of its own, as references are computed: beside a retain sample a forget sample is rounded otherwise.
-    monkeypatch.setattr(npo, "ALIKE", 0)
+    """The reference is computed as the loss is, also in the mixed precision of a GPU: nothing differs before the first step.
+
+    Of one pair each sample is a group of its own; beside another it would be rounded otherwise.
+    """
     arguments = npo.training_arguments
     monkeypatch.setattr(npo, "training_arguments", lambda *_: arguments(*_) | {"bf16": precision == "bfloat16"})
     settings = NPOSettings(
@@ -153,71 +156,132 @@ def test_npo_begins_at_the_reference(data, tmp_path, monkeypatch, adapter, preci
 
 
 @pytest.mark.parametrize("likelihood", ["token_mean", "sequence_sum"])
-def test_npo_retains_samples_alike_whatever_their_length(model, likelihood):
-    samples = [{"tokens": [0, 9, 8, 7, 6, 5], "start": 2, "reference": 0.0}, {"tokens": [0, 5, 4], "start": 2}]
+def test_npo_retains_samples_alike_whatever_their_length_and_group(model, likelihood):
+    forget, *samples = [
+        {"tokens": [0, 9, 8, 7, 6, 5], "start": 2, "reference": -3.0},
+        {"tokens": [0, 9, 8, 7, 6, 5], "start": 2},
+        {"tokens": [0, 5, 4], "start": 2},
+    ]
     trainer = npo.NPOTrainer.__new__(npo.NPOTrainer)
     trainer.parts = {}
     trainer.settings, trainer.pad = NPOSettings(retain_weight=2.0, retain_likelihood=likelihood), 1
+    first, retained, same, other = npo.weigh([{"forget": forget, "retain": sample} for sample in samples])
     with torch.no_grad():
-        loss, apart = (
-            trainer.compute_loss(model, {"forget": samples[:1], "retain": samples, "is_one_pass": is_one_pass})
-            for is_one_pass in (True, False)
-        )
-        assert apart.item() == pytest.approx(loss.item(), rel=1e-5)
+        whole = trainer.compute_loss(model, [[first, retained, same, other]])
+        forget_loss, retain = (trainer.parts[f"{kind}_loss"][-1].item() for kind in npo.KINDS)
+        for groups in ([[first], [retained, same, other]], [[first, same], [retained], [other]]):
+            assert trainer.compute_loss(model, groups).item() == pytest.approx(whole.item(), rel=1e-5)
+        apart = sum(trainer.compute_loss(model, [group]).item() for group in ([other, first], [same], [retained]))
+        assert apart == pytest.approx(whole.item(), rel=1e-5)
         expected = []
         for sample in samples:
             logprobs = model(input_ids=torch.tensor([sample["tokens"]])).logits[0].double().log_softmax(-1)
-            first = sample["start"] if likelihood == "token_mean" else 1
-            values = [logprobs[place - 1, sample["tokens"][place]] for place in range(first, len(sample["tokens"]))]
+            start = sample["start"] if likelihood == "token_mean" else 1
+            values = [logprobs[place - 1, sample["tokens"][place]] for place in range(start, len(sample["tokens"]))]
             expected.append(-sum(values) / (len(values) if likelihood == "token_mean" else 1))
-    retain = trainer.parts["retain_loss"][-1].item()
     assert retain == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
-    assert loss.item() == pytest.approx(trainer.parts["forget_loss"][-1].item() + 2 * retain, rel=1e-5)
+    assert whole.item() == pytest.approx(forget_loss + 2 * retain, rel=1e-5)
 
 
-def test_npo_passes_hold_samples_of_like_length_and_the_step_stays_the_same(data, tmp_path):
-    run = run_in(tmp_path, data)
-    trainer, _samples, _ = npo.make_trainer(run, NPOSettings(batch_size=12, device_batch_size=4, max_steps=1))
-    given = [*itertools.islice(trainer.get_train_dataloader(), 3)]
-    before = [[sample["tokens"] for batch in given for sample in batch[kind]] for kind in ("forget", "retain")]
-    dealt, _ = trainer.get_batch_samples(iter(given), 3, torch.device("cpu"))
-    assert [[len(batch[kind]) for kind in ("forget", "retain")] for batch in dealt] == [[4, 4]] * 3
-    after = [[sample["tokens"] for batch in dealt for sample in batch[kind]] for kind in ("forget", "retain")]
-    for old, new in zip(before, after, strict=True):
-        assert sorted(old) == sorted(new)
-        assert [*map(len, new)] == sorted(map(len, old))
-    assert [*map(len, before[1])] != sorted(map(len, before[1])), "they are not in order by themselves"
-    for batch in dealt:
-        longest = [max(len(sample["tokens"]) for sample in batch[kind]) for kind in ("forget", "retain")]
-        assert batch["is_one_pass"] == (max(longest) <= npo.ALIKE * min(longest))
+def fewest_padded(lengths: list[int], passes: int, most: int) -> int:
+    """Padded tokens of the best cut of sorted rows, by trying all."""
+    found = []
+    for ends in itertools.combinations(range(1, len(lengths)), passes - 1):
+        cuts = [0, *ends, len(lengths)]
+        padded = [(end - start) * lengths[end - 1] for start, end in itertools.pairwise(cuts)]
+        if max(padded) <= most:
+            found.append(sum(padded))
+    return min(found)
 
 
-def test_npo_processes_agree_on_their_passes(data, tmp_path, monkeypatch):
-    """One whose samples are alike makes two passes where those of another process are not."""
-    run = run_in(tmp_path, data)
-    monkeypatch.setattr(npo, "ALIKE", 100)
-    trainer, _samples, _ = npo.make_trainer(run, NPOSettings(batch_size=8, device_batch_size=4, max_steps=1))
-    elsewhere = [[10, 10], [10, 2000]]  # longest forget and retain samples of two passes
-    monkeypatch.setattr(npo, "gather_object", lambda own: [*own, elsewhere])
-    given = itertools.islice(trainer.get_train_dataloader(), 2)
-    dealt, _ = trainer.get_batch_samples(given, 2, torch.device("cpu"))
-    longest = [[max(len(sample["tokens"]) for sample in batch[kind]) for kind in npo.KINDS] for batch in dealt]
-    expected = [max(pair) <= 100 * min(pair) for pair in np.maximum(longest, elsewhere)]
-    assert [batch["is_one_pass"] for batch in dealt] == expected
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 4), st.integers(0, 60))
+def test_passes_have_the_fewest_padded_tokens_that_they_can(lengths, passes, spare):
+    passes = min(passes, len(lengths))
+    lengths.sort()
+    most = -(-len(lengths) // passes) * lengths[-1] + spare
+    sizes = cut_by_length(lengths, passes, most)
+    assert len(sizes) == passes
+    assert sum(sizes) == len(lengths)
+    assert min(sizes) > 0
+    ends = np.cumsum(sizes).tolist()
+    padded = [size * lengths[end - 1] for size, end in zip(sizes, ends, strict=True)]
+    assert max(padded) <= most
+    assert sum(padded) == fewest_padded(lengths, passes, most)
 
 
-def test_dpo_steps_are_a_trainers_own_sorted_by_length():
-    lengths = [(7 * place) % 50 for place in range(50)]
-    ordered, random_order = StepSampler(lengths, 12, 3), SeedableRandomSampler(lengths, data_seed=3)
-    for _epoch in (0, 1):
-        drawn, expected = list(ordered), list(random_order)
-        assert len(drawn) == len(ordered) == 50
-        for start in range(0, 50, 12):
-            step = expected[start : start + 12]
-            by_length = sorted(step, key=lambda place: lengths[place])
-            assert drawn[start : start + 12] == (by_length if len(step) == 12 else step)
-    ordered.set_epoch(1)
-    assert list(ordered) == drawn
+def test_processes_deal_passes_of_as_many_rows(monkeypatch):
+    """Where the rows of another process are longer, this one's passes are cut as that one's."""
+    own = [5, 50, 6, 7]
+    alone = training.deal_by_length(own, 2, 2)
+    assert [sorted(own[place] for place in group) for group in alone] == [[5, 6, 7], [50]]
+    monkeypatch.setattr(training, "gather_object", lambda rows: [*rows, [5, 60, 60, 60]])
+    assert [[own[place] for place in group] for group in training.deal_by_length(own, 2, 3)] == [[5], [6, 7, 50]]
+
+
+def step_gradient(trainer, passes: list) -> dict[str, torch.Tensor]:
+    """The gradient of a step, as a `Trainer` adds it up."""
+    trainer.model.zero_grad()
+    trainer.model.train()
+    for inputs in passes:
+        (trainer.compute_loss(trainer.model, inputs) / len(passes)).backward()
+    return {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("method", ["npo", "dpo"])
+def test_a_step_stays_the_same_when_its_passes_are_dealt(data, tmp_path, method):
+    """Whichever samples share a pass, the gradient is that of the passes as they were drawn; and less of them is padding."""
+    run, common = run_in(tmp_path, data), {"batch_size": 24, "device_batch_size": 8, "max_steps": 1}
+    if method == "npo":
+        trainer, samples, _ = npo.make_trainer(run, NPOSettings(**common))
+        npo.add_references(trainer, samples, trainer.settings)
+    else:
+        trainer, _ = dpo.make_trainer(run, DPOSettings(**common))
+    drawn = [*itertools.islice(trainer.get_train_dataloader(), 3)]
+    as_drawn = [[batch] for batch in drawn] if method == "npo" else [dict(batch) for batch in drawn]
+    dealt, _ = trainer.get_batch_samples(iter(drawn), 3, CPU)
+
+    def shapes(passes: list) -> list[tuple[int, int]]:
+        if method == "dpo":
+            return [tuple(batch["input_ids"].shape) for batch in passes]
+        return [(len(group), max(len(one["tokens"]) for one in group)) for batch in passes for group in batch]
+
+    before, after = shapes(as_drawn), shapes(dealt)
+    assert len(after) == 3
+    assert sum(rows for rows, _ in after) == sum(rows for rows, _ in before)
+    assert len({rows for rows, _ in after}) > 1, "this step shows nothing"
+    assert sum(rows * width for rows, width in after) < sum(rows * width for rows, width in before)
+    expected, found = step_gradient(trainer, as_drawn), step_gradient(trainer, dealt)
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max())), name
+
+
+def test_dpo_logs_what_it_would_have_logged_of_passes_as_drawn(data, tmp_path):
+    trainer, _ = dpo.make_trainer(run_in(tmp_path, data), DPOSettings(batch_size=24, device_batch_size=8, max_steps=1))
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.mul_(1.01)  # or all rewards would be 0
+    drawn = [*itertools.islice(trainer.get_train_dataloader(), 3)]
+    as_drawn = [dict(batch) for batch in drawn]
+    dealt, _ = trainer.get_batch_samples(iter(drawn), 3, CPU)
+    logged = []
+    for passes in (as_drawn, dealt):
+        step_gradient(trainer, passes)
+        logged.append({name: np.mean(values) for name, values in trainer._metrics["train"].items()})
+        trainer._metrics["train"].clear()
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen"):
+        assert logged[1][name] == pytest.approx(logged[0][name], rel=1e-4), name
+
+
+def test_dpo_passes_of_an_epochs_end_stay_as_they_are(data, tmp_path):
+    trainer, _ = dpo.make_trainer(run_in(tmp_path, data), DPOSettings(batch_size=8, device_batch_size=4, max_steps=1))
+    small, large = [*itertools.islice(trainer.get_train_dataloader(), 2)]
+    halves = {
+        name: torch.cat([part[:1] for part in values.chunk(2 if values.dim() == 2 else 1)])
+        for name, values in small.items()
+    }
+    kept, _ = trainer.get_batch_samples(iter([halves, large]), 2, CPU)
+    assert [len(batch["ref_chosen_logps"]) for batch in kept] == [1, 4]
+    assert all("weight" not in batch for batch in kept)
 
 
 def test_npo_samples_hold_train_questions_half_in_chat_form(tokenizer, data, tmp_path):

@@ -22,6 +22,7 @@ from resurface.artifacts import naming_unreadable, read_json_object
 from resurface.checkpoints import check_checkpoint
 from resurface.decoder import block_output, cap_logits, check_places, decoder_blocks
 from resurface.errors import ResurfaceError
+from resurface.fused_norms import fuse_norms
 from resurface.gpus import VISIBLE, claim_gpus, count_taken
 from resurface.prompts import encode_letters
 from resurface.spreading import spread_blocks
@@ -135,6 +136,8 @@ def load_model(path: Path, device: torch.device, dtype: str = "auto") -> PreTrai
             f"{path}: the weights do not fit the architecture in config.json ({model.config.model_type}): "
             f"{len(wrong)} tensors are missing or of another shape, first {wrong[0]}"
         )
+    if device.type == "cuda":
+        fuse_norms(model)
     taken = count_taken() if device.type == "cuda" else 1
     if taken > 1:
         spread_blocks(model, [torch.device("cuda", number) for number in range(taken)])

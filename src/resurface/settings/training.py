@@ -32,7 +32,8 @@ class TrainingSettings(Settings):
     device_batch_size: PositiveInt | None = Field(
         None,
         description="samples of each kind in one pass on one device, a divisor of `batch_size`: a step adds up as many passes as "
-        "it needs; null: all at once. Where memory runs out it is halved, and the log says so",
+        "it needs; null: all at once. NPO and DPO deal a step's samples to its passes by length, each with room for so many of the longest. "
+        "Where memory runs out it is halved, and the log says so",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of the weights that are trained; in bfloat16 small updates are rounded away"

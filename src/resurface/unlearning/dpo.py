@@ -8,13 +8,12 @@ Prompts are rendered to text here, without BOS, which TRL adds; its data sets ca
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
-from accelerate.data_loader import SeedableRandomSampler
+import torch
 from datasets import Dataset
-from torch.utils.data import Sampler
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
@@ -25,6 +24,7 @@ from resurface.unlearning.training import (
     Run,
     choose_trained,
     count_processes,
+    deal_by_length,
     is_shared_out,
     load_trainable,
     read_preferences,
@@ -68,41 +68,49 @@ def share_pairs(pairs: list[dict[str, str]], run: Run) -> Dataset:
         return Dataset.from_parquet(str(path), cache_dir=str(run.resume_folder / "datasets"))
 
 
-class StepSampler(Sampler[int]):
-    """Random order of the pairs, those of a step by length, so that little of a pass is padding.
-
-    Steps are those of a `Trainer`'s own order. The last of an epoch keeps its order if pairs are missing in it: those of a small pass weigh
-    more, and it would always be the longest.
-    """
-
-    def __init__(self, lengths: list[int], step_size: int, seed: int) -> None:
-        super().__init__()
-        self.lengths, self.step_size = lengths, step_size
-        self.random = SeedableRandomSampler(lengths, data_seed=seed)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order; a run that goes on in the middle of its data asks for it."""
-        self.random.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[int]:
-        order = list(self.random)
-        for start in range(0, len(order), self.step_size):
-            step = order[start : start + self.step_size]
-            yield from sorted(step, key=self.lengths.__getitem__) if len(step) == self.step_size else step
-
-
 class PairsTrainer(DPOTrainer):
-    """TRL's trainer, with the pairs of a step in order of their length."""
+    """TRL's trainer, with the pairs of a step dealt to its passes by length."""
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
-        parts = (self.train_dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-        lengths = [len(prompt) + max(map(len, answers)) for prompt, *answers in zip(*parts, strict=True)]
-        arguments = self.args
-        step_size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        return StepSampler(lengths, step_size, arguments.data_seed)
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The passes of a step; as TRL makes them where an epoch ends within a pass, for the pairs of a small pass weigh more."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        sizes = {len(batch["ref_chosen_logps"]) for batch in batches}
+        return deal_pairs(batches, *sizes) if len(batches) > 1 and len(sizes) == 1 else batches, count
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, the mean over a pass's pairs, by what the pass weighs in its step; so are the means that TRL logs."""
+        weight = inputs.pop("weight", None)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if weight is None:
+            return loss
+        for name, values in self._metrics["train"].items():
+            if name != "num_tokens":
+                values[-1] *= weight
+        return weight * loss
+
+
+def deal_pairs(batches: list[dict[str, torch.Tensor]], size: int) -> list[dict[str, Any]]:
+    """The pairs of several passes of `size`, dealt anew by length, with each new pass's `weight`: its pairs by those of an even pass.
+
+    TRL's tensors of tokens hold chosen answers in their first half, rejected ones in the second `[2 · pairs, tokens]`.
+    """
+    width = max(batch["input_ids"].shape[1] for batch in batches)
+    joined = {}
+    for name, values in batches[0].items():
+        parts = [batch[name] for batch in batches]
+        if values.dim() == 2:  # what they are padded with is masked
+            parts = [functional.pad(part, (0, width - part.shape[1])).unflatten(0, (2, -1)) for part in parts]
+        joined[name] = torch.cat(parts, dim=values.dim() - 1)  # [pairs] or [2, pairs, tokens]
+    lengths = joined["attention_mask"].sum(-1).amax(0).tolist()
+    dealt = []
+    for group in deal_by_length(lengths, len(batches), size):
+        longest = max(lengths[place] for place in group)
+        new: dict[str, Any] = {
+            name: values[group] if values.dim() == 1 else values[:, group, :longest].flatten(0, 1)
+            for name, values in joined.items()
+        }
+        dealt.append(new | {"weight": len(group) / size})
+    return dealt
 
 
 def make_trainer(run: Run, settings: DPOSettings) -> tuple[DPOTrainer, PreTrainedTokenizerBase]:

@@ -10,7 +10,6 @@ and general chat 1:1; half of the multiple-choice samples are in chat form, gene
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -22,6 +21,7 @@ from resurface.unlearning.training import (
     PartsTrainer,
     Run,
     choose_trained,
+    deal_by_length,
     load_trainable,
     read_preferences,
     samples_seen,
@@ -32,7 +32,6 @@ from resurface.unlearning.training import (
 
 Sample = dict[str, Any]
 KINDS = ("forget", "retain")
-ALIKE = 1.2  # lengths, so that padding one kind of samples to the other costs little
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, chat: bool, length: int, end: bool) -> Sample:
@@ -59,49 +58,46 @@ def score_samples(
     return sum_logprobs(model, [sample["tokens"] for sample in samples], starts, pad)
 
 
+def weigh(pairs: Sequence[dict[str, Sample]]) -> list[Sample]:
+    """The samples of some pairs with their `kind` and a `weight`, by which their losses sum up to the mean over each kind."""
+    return [pair[kind] | {"kind": kind, "weight": 1 / len(pairs)} for pair in pairs for kind in KINDS]
+
+
 class NPOTrainer(PartsTrainer):
-    """A `Trainer` whose loss is NPO's. Batches hold `forget` and `retain` samples, and whether both share a pass (`is_one_pass`)."""
+    """A `Trainer` whose loss is NPO's. A pass is a list of groups of samples, which the model reads one after the other."""
 
     def __init__(self, *args: Any, settings: NPOSettings, pad: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings, self.pad = settings, pad
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The batches of a step, their samples dealt anew by length, so that little of a pass is padding; the step stays the same.
-
-        Not where an epoch ends within a pass: those of a small pass weigh more, and it would always be the longest.
-        """
+        """The passes of a step, whose samples are dealt to them by length; a single pass gets two groups. The step stays the same."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if len({len(batch["forget"]) for batch in batches}) == 1:
-            for kind in KINDS:
-                samples = sorted(
-                    (sample for batch in batches for sample in batch[kind]), key=lambda one: len(one["tokens"])
-                )
-                for batch in batches:
-                    batch[kind], samples = samples[: len(batch[kind])], samples[len(batch[kind]) :]
-        # Processes wait for each other at every pass through the model, so all must make the same ones.
-        longest = [[max(len(sample["tokens"]) for sample in batch[kind]) for kind in KINDS] for batch in batches]
-        everywhere = np.array(gather_object([longest])).max(axis=0)
-        for batch, lengths in zip(batches, everywhere, strict=True):
-            batch["is_one_pass"] = bool(lengths.max() <= ALIKE * lengths.min())
-        return batches, count
+        samples = [sample for batch in batches for sample in batch]
+        lengths = [len(sample["tokens"]) for sample in samples]
+        dealt = deal_by_length(lengths, max(2, len(batches)), max(map(len, batches)))
+        groups = [[samples[place] for place in group] for group in dealt]
+        return [groups] if len(batches) == 1 else [[group] for group in groups], count
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> torch.Tensor:
+    def compute_loss(
+        self, model: Any, inputs: list[list[Sample]], return_outputs: bool = False, **_: Any
+    ) -> torch.Tensor:
         """L of the module's docstring."""
         beta = self.settings.beta
-        forget, retain = inputs["forget"], inputs["retain"]
         by_token = self.settings.retain_likelihood == "token_mean"
-        over = "answer" if by_token else "sequence"
-        overs = [*[self.settings.forget_loss_over] * len(forget), *[over] * len(retain)]
-        if inputs["is_one_pass"]:  # for both kinds, whose gradients need not be added up
-            sums, counts = score_samples(model, forget + retain, self.pad, overs)
-            (log_pi, kept), kept_counts = sums.split([len(forget), len(retain)]), counts[len(forget) :]
-        else:
-            log_pi = score_samples(model, forget, self.pad, overs[: len(forget)])[0]
-            kept, kept_counts = score_samples(model, retain, self.pad, overs[len(forget) :])
-        reference = torch.tensor([sample["reference"] for sample in forget]).to(log_pi.device, non_blocking=True)
-        forget_loss = -2 / beta * torch.nn.functional.logsigmoid(-beta * (log_pi - reference)).mean()
-        retain_loss = -(kept / kept_counts if by_token else kept).mean()
+        overs = {"forget": self.settings.forget_loss_over, "retain": "answer" if by_token else "sequence"}
+        scored = [score_samples(model, group, self.pad, [overs[one["kind"]] for one in group]) for group in inputs]
+        log_pi, counts = (torch.cat(parts) for parts in zip(*scored, strict=True))
+        samples = [sample for group in inputs for sample in group]
+        forget, retain, log_ref = (
+            torch.tensor(values).to(log_pi.device, non_blocking=True)
+            for values in (
+                *([one["weight"] * (one["kind"] == kind) for one in samples] for kind in KINDS),
+                [one.get("reference", 0.0) for one in samples],
+            )
+        )
+        forget_loss = -2 / beta * (forget * torch.nn.functional.logsigmoid(-beta * (log_pi - log_ref))).sum()
+        retain_loss = -(retain * (log_pi / counts if by_token else log_pi)).sum()
         self.note_parts(forget_loss=forget_loss, retain_loss=retain_loss)
         return forget_loss + self.settings.retain_weight * retain_loss
 
@@ -158,7 +154,7 @@ def make_trainer(run: Run, settings: NPOSettings) -> tuple[NPOTrainer, list[Samp
         model=choose_trained(model, settings),
         args=TrainingArguments(**training_arguments(run, settings)),
         train_dataset=pairs,  # type: ignore[arg-type]
-        data_collator=lambda batch: {name: [pair[name] for pair in batch] for name in KINDS},
+        data_collator=weigh,
         settings=settings,
         pad=tokenizer.pad_token_id,
     )

@@ -9,14 +9,16 @@ A run may be one of several processes with a GPU each, which share the weights o
 import os
 import shutil
 import sys
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -210,6 +212,51 @@ def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": not sys.stderr.isatty(),
     }
+
+
+def cut_by_length(lengths: Sequence[int], passes: int, most: int) -> list[int]:
+    """How to cut rows, in order of their length, into passes, each padded to its longest row, so that little is padding.
+
+    Args:
+        lengths: of the rows, ascending [tokens].
+        passes: how many there are; each gets a row at least.
+        most: padded tokens of a pass at most. An equal cut must keep to it.
+
+    Returns:
+        how many rows each pass takes. None would have fewer padded tokens in all.
+    """
+    places = np.arange(len(lengths) + 1)
+    rows = places[None, :] - places[:, None]
+    padded = rows * np.array([0, *lengths])[None, :].astype(float)
+    padded[(rows <= 0) | (padded > most)] = np.inf
+    fewest, begins = np.where(places == 0, 0.0, np.inf), []
+    for _ in range(passes):
+        totals = fewest[:, None] + padded
+        begins.append(totals.argmin(0))
+        fewest = totals.min(0)
+    end, sizes = len(lengths), list[int]()
+    for begin in reversed(begins):
+        sizes.append(end - int(begin[end]))
+        end = int(begin[end])
+    return sizes[::-1]
+
+
+def deal_by_length(lengths: Sequence[int], passes: int, size: int) -> list[list[int]]:
+    """Deal the rows of a step to its passes by length; all processes make passes of as many rows, for they meet in them.
+
+    Args:
+        lengths: of this process's rows [tokens]; each process has as many.
+        passes: how many there are.
+        size: a pass has no more padded tokens than so many of the longest rows.
+
+    Returns:
+        positions of each pass's rows.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    everywhere = np.array(gather_object([[lengths[place] for place in order]])).max(axis=0).tolist()
+    sizes = cut_by_length(everywhere, passes, size * everywhere[-1])
+    ends = np.cumsum(sizes).tolist()
+    return [order[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def read_preferences(run: Run) -> dict[str, list[dict[Hashable, Any]]]:
