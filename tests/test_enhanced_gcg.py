@@ -351,21 +351,21 @@ def test_screening_keeps_what_is_best_on_the_drawn_questions(problem, chats):
     generator = random.Random(3)
     candidates = [draw_prefix(chats, 5, generator) for _ in range(6)]
     chosen = replace(problem, settings=settings(screening_questions=2, screened=2))
-    begun = enhanced_gcg.begin_all(chosen, candidates)
-    kept = enhanced_gcg.screen(chosen, candidates, begun, random.Random(7))
+    kept, losses = enhanced_gcg.screen(chosen, candidates, random.Random(7))
     asked = sorted(random.Random(7).sample(range(3), 2))
     alone = [
         sum(enhanced_gcg.evaluate(problem, [candidate], [question])[0]["loss"] for question in asked)
         for candidate in candidates
     ]
     assert kept == [candidates[place] for place in sorted(range(6), key=alone.__getitem__)[:2]]
+    whole = [enhanced_gcg.evaluate(problem, [candidate])[0] for candidate in candidates]
+    for candidate, parts in zip(kept, losses, strict=True):
+        assert parts == pytest.approx(whole[candidates.index(candidate)], rel=1e-4), "the loss is that on all questions"
     for screening in (None, 3, 8):
         everyone = replace(problem, settings=settings(screening_questions=screening, screened=2))
-        assert enhanced_gcg.screen(everyone, candidates, begun, random.Random(7)) == candidates
-    some = [candidates[4], candidates[1]]
-    alone = [enhanced_gcg.evaluate(problem, [candidate])[0] for candidate in some]
-    for found, expected in zip(enhanced_gcg.evaluate(problem, some, begun=begun), alone, strict=True):
-        assert found == pytest.approx(expected, rel=1e-4), "who is left goes on from what was read"
+        same, losses = enhanced_gcg.screen(everyone, candidates, random.Random(7))
+        assert same == candidates
+        assert [parts["loss"] for parts in losses] == pytest.approx([parts["loss"] for parts in whole], rel=1e-4)
 
 
 def test_a_search_may_start_from_several_random_prefixes(target, chats, problem):

@@ -4,10 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CHECKPOINTS
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from resurface import models
+from resurface.decoder import final_norm
 from resurface.fused_norms import FusedRMSNorm, fuse, fuse_norms
+from resurface.models import load_model
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {},
@@ -19,7 +23,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 16},
     "gpt_neox": {},
 }
-KEEP_THEIRS = ("gemma2", "gpt_neox")
+KEEP_THEIRS = ("gemma2", "gpt_neox", "olmo2")
 
 
 def make(family: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -78,6 +82,12 @@ def test_the_wider_precision_counts_and_autocast_does_not():
         assert narrow(x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_a_norm_that_narrows_what_it_gives_stays_unless_all_is_narrow():
+    """OLMo 2 multiplies in float32 and gives the input's precision; under autocast the next layer would get another."""
+    assert fuse_norms(make("olmo2")) == 0
+    assert fuse_norms(make("olmo2", torch.bfloat16)) == 9
+
+
 class Gated(nn.Module):
     """A norm that may be given a gate."""
 
@@ -91,5 +101,24 @@ class Gated(nn.Module):
         return normed if gate is None else normed * gate
 
 
-def test_a_norm_with_a_gate_stays():
+def test_a_norm_with_a_gate_or_a_weight_of_two_dimensions_stays():
     assert fuse(Gated()) is None
+    assert fuse(FusedRMSNorm(8, eps=1e-6)) is not None
+    assert fuse(FusedRMSNorm((2, 8), eps=1e-6)) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_has_fused_norms_and_they_give_what_the_written_out_ones_give(dtype, monkeypatch):
+    device, tokens = torch.device("cuda"), torch.tensor([[5, 6, 7, 8, 9], [9, 1, 1, 4, 3]], device="cuda")
+    fused = load_model(CHECKPOINTS / "original", device, dtype)
+    assert all(isinstance(module, FusedRMSNorm) for module in fused.modules() if "RMSNorm" in type(module).__name__)
+    assert isinstance(final_norm(fused), FusedRMSNorm)
+    monkeypatch.setattr(models, "fuse_norms", lambda model: 0)
+    gradients = []
+    for model in (load_model(CHECKPOINTS / "original", device, dtype), fused):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        gradients.append({name: weight.grad.float() for name, weight in model.named_parameters()})
+    tolerance = 1e-3 if dtype == "float32" else 0.05
+    for name, gradient in gradients[0].items():
+        assert (gradients[1][name] - gradient).norm() <= tolerance * gradient.norm() + 1e-6, name

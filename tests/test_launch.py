@@ -164,6 +164,16 @@ def test_two_processes_make_the_same_run(at_once, method, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["npo", "dpo"])
+def test_two_processes_that_deal_samples_to_passes_make_the_same_run(method, data, tmp_path):
+    settings = METHODS[method].model_copy(update={"batch_size": 8})
+    whole, shared = run_in(tmp_path / "whole", data), run_in(tmp_path / "shared", data)
+    import_module(f"resurface.unlearning.{method}").unlearn(whole, settings)
+    launch(f"resurface.unlearning.{method}", shared, settings.model_copy(update={"device_batch_size": 2}), FSDP, 2)
+    assert_same_run(read_run(shared), read_run(whole))
+
+
+@pytest.mark.slow
 def test_processes_that_find_no_room_go_on_with_fewer_samples_at_once(at_once, data, tmp_path, monkeypatch, caplog):
     """Those of the second start go on from step 2, which the first ones saved."""
     run_short_of_memory(monkeypatch, "npo", 2)

@@ -2,7 +2,8 @@
 
 Those of transformers are written out: to float32, square, mean, add, root, product, back, product. Each is a kernel that reads and writes
 all hidden states, two norms a block. torch has the same as one kernel forwards and one backwards, which sums in float32 too. It takes the
-place of every norm that gives the same numbers; families that norm otherwise (Gemma scales by 1 + weight) keep theirs.
+place of every norm that gives the same numbers in the same precision; families that norm otherwise keep theirs (Gemma scales by 1 + weight;
+OLMo 2, where weights are in float32, narrows what it gives).
 """
 
 import inspect
@@ -35,7 +36,7 @@ def fuse_norms(model: nn.Module) -> int:
         (parent, name, fuse(module))
         for parent in model.modules()
         for name, module in parent.named_children()
-        if "RMSNorm" in type(module).__name__
+        if "RMSNorm" in type(module).__name__ and not isinstance(module, FusedRMSNorm)
     ]
     fused = [(parent, name, norm) for parent, name, norm in norms if norm is not None]
     for parent, name, norm in fused:
@@ -52,10 +53,18 @@ def fuse(norm: nn.Module) -> FusedRMSNorm | None:
     weight = weights["weight"]
     fused = FusedRMSNorm(weight.shape, eps=epsilon, device="meta")
     fused.weight = weight
+    if weight.dim() != 1 or not all(is_same(norm, fused, dtype) for dtype in (torch.float32, torch.bfloat16)):
+        return None
+    return fused.train(norm.training)
+
+
+@torch.no_grad()
+def is_same(norm: nn.Module, fused: FusedRMSNorm, dtype: torch.dtype) -> bool:
+    """Whether both make the same of inputs in a precision, small and large ones, but for rounding; and in the same precision."""
     scales = torch.tensor([[1e-3], [0.1], [1.0], [30.0]])
-    tried = (scales * torch.randn(4, *weight.shape, generator=torch.Generator().manual_seed(0))).to(weight)
-    with torch.no_grad():
-        own, new = norm(tried).float(), fused(tried).float()
+    tried = scales * torch.randn(4, len(fused.weight), generator=torch.Generator().manual_seed(0))
+    tried = tried.to(fused.weight.device, dtype)
+    own, new = norm(tried), fused(tried)
     # Either is rounded where the other is not.
-    is_same = torch.allclose(new, own, rtol=2 * torch.finfo(weight.dtype).eps, atol=0)
-    return fused.train(norm.training) if is_same else None
+    narrower = max(torch.finfo(dtype).eps, torch.finfo(fused.weight.dtype).eps)
+    return own.dtype == new.dtype and torch.allclose(new.float(), own.float(), rtol=2 * narrower, atol=0)

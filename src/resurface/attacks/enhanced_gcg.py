@@ -103,14 +103,12 @@ class Begun:
     """Prefixes of one length that both models have read, for all questions to go on from.
 
     Attributes:
-        prefixes: these.
         length: tokens up to the prefixes' ends, with those before them.
         caches: per model, keys and values of these.
         surprise: CE_U of each prefix, summed over its tokens, in nats `[prefixes]`.
         following: log-probabilities under U of the token after each `[prefixes, vocabulary]`.
     """
 
-    prefixes: list[list[int]]
     length: int
     caches: tuple[Cache, Cache]
     surprise: Tensor
@@ -170,14 +168,14 @@ def begin(problem: Problem, prefixes: list[list[int]], embedded: tuple[Tensor, T
     caches = (unlearned["past_key_values"], original["past_key_values"])  # which go on while they are read
     opening = problem.opening.expand(count, 1, -1)
     if not prefixes[0]:
-        return Begun(prefixes, length, caches, torch.zeros(count, device=first.device), opening[:, 0])
+        return Begun(length, caches, torch.zeros(count, device=first.device), opening[:, 0])
     with recording(problem.original, problem.blocks):  # which ends at the deepest of them
         run_decoder(problem.original, inputs_embeds=embedded[1], **original)
     hidden = run_decoder(problem.unlearned, inputs_embeds=embedded[0], **unlearned).last_hidden_state
     logprobs = torch.cat([opening, unembed(problem.unlearned, hidden).log_softmax(-1)], 1)
     tokens = torch.tensor(prefixes, device=first.device)
     surprise = -logprobs[:, :-1].gather(2, tokens[:, :, None])[:, :, 0].sum(1)
-    return Begun(prefixes, length, caches, surprise, logprobs[:, -1])
+    return Begun(length, caches, surprise, logprobs[:, -1])
 
 
 def embed(model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -275,57 +273,39 @@ def complete(problem: Problem, prefix: list[int]) -> list[list[int]]:
     return [row[kept:] + completion for row, completion in zip(placed, problem.completions, strict=True)]
 
 
-@torch.no_grad()
-def begin_all(problem: Problem, prefixes: list[list[int]]) -> list[Begun]:
-    """Let both models read some prefixes, those of one length together, in as few batches as memory has room for."""
-    begun: list[Begun] = []
-    for length in sorted(set(map(len, prefixes))):
-        alike = [prefix for prefix in prefixes if len(prefix) == length]
-
-        def run(part: slice, alike: list[list[int]] = alike) -> None:
-            begun.append(begin(problem, alike[part], embed_prefixes(problem, alike[part])))
-
-        at_once = [problem.settings.batch_tokens // (len(problem.chats.before) + length)] * len(alike)
-        problem.halvings["begin"] = run_within_memory(len(alike), at_once.__getitem__, run, problem.halvings["begin"])
-    return begun
-
-
-def evaluate_begun(problem: Problem, begun: Begun, numbers: list[int], asked: Sequence[int]) -> Tensor:
-    """What the models say of L for some of the prefixes that they have read, as means over questions `[numbers, 4]`."""
-    completed = {number: complete(problem, begun.prefixes[number]) for number in numbers}
-    pairs = [(number, question) for number in numbers for question in asked]
+def evaluate_alike(problem: Problem, prefixes: list[list[int]], asked: Sequence[int]) -> Tensor:
+    """What the models say of L for prefixes of one length, as means over questions `[prefixes, 4]`."""
+    begun = begin(problem, prefixes, embed_prefixes(problem, prefixes))
+    completed = [complete(problem, prefix) for prefix in prefixes]
+    pairs = [(number, question) for number in range(len(prefixes)) for question in asked]
     rows = [completed[number][question] for number, question in pairs]
 
     def run(positions: list[int]) -> Tensor:
-        chosen, questions = zip(*(pairs[position] for position in positions), strict=True)
-        return model_losses(problem, begun, [rows[position] for position in positions], chosen, questions)
+        numbers, questions = zip(*(pairs[position] for position in positions), strict=True)
+        return model_losses(problem, begun, [rows[position] for position in positions], numbers, questions)
 
     order, results = in_batches(problem, "forward", begun.length, rows, run)
-    return torch.cat(results)[torch.tensor(order).argsort()].reshape(len(numbers), len(asked), -1).mean(1)
+    return torch.cat(results)[torch.tensor(order).argsort()].reshape(len(prefixes), len(asked), -1).mean(1)
 
 
 @torch.no_grad()
-def evaluate(
-    problem: Problem, prefixes: list[list[int]], asked: Sequence[int] | None = None, begun: list[Begun] | None = None
-) -> list[dict[str, float]]:
-    """The loss of legal prefixes, `loss` and its parts, as the mean over questions.
-
-    Args:
-        problem: what is searched for.
-        prefixes: some prefixes.
-        asked: the questions; None: all.
-        begun: what the models have read of them, and perhaps of others; None: they read them now.
-    """
+def evaluate(problem: Problem, prefixes: list[list[int]], asked: Sequence[int] | None = None) -> list[dict[str, float]]:
+    """The loss of legal prefixes, `loss` and its parts, as the mean over the questions `asked` (None: all)."""
     asked = range(len(problem.completions)) if asked is None else asked
-    values: dict[tuple[int, ...], list[float]] = {}
-    for held in begin_all(problem, prefixes) if begun is None else begun:
-        numbers = [number for number, prefix in enumerate(held.prefixes) if prefix in prefixes]
-        if numbers:
-            losses = evaluate_begun(problem, held, numbers, asked).tolist()
-            values |= {tuple(held.prefixes[number]): parts for number, parts in zip(numbers, losses, strict=True)}
+    values: list[list[float]] = [[] for _ in prefixes]
+    for length in sorted(set(map(len, prefixes))):
+        alike = [place for place, prefix in enumerate(prefixes) if len(prefix) == length]
+
+        def run(part: slice, alike: list[int] = alike) -> None:
+            losses = evaluate_alike(problem, [prefixes[place] for place in alike[part]], asked)
+            for place, parts in zip(alike[part], losses.tolist(), strict=True):
+                values[place] = parts
+
+        at_once = [problem.settings.batch_tokens // (len(problem.chats.before) + length)] * len(alike)
+        problem.halvings["begin"] = run_within_memory(len(alike), at_once.__getitem__, run, problem.halvings["begin"])
     found = []
-    for prefix in prefixes:
-        named = dict(zip(("force", "distance", "cosine", "fluency"), values[tuple(prefix)], strict=True))
+    for prefix, parts in zip(prefixes, values, strict=True):
+        named = dict(zip(("force", "distance", "cosine", "fluency"), parts, strict=True))
         named["repetition"] = problem.settings.repetition_weight * repetition(prefix)
         found.append({"loss": sum(named.values()), **named})
     return found
@@ -418,16 +398,22 @@ def propose(problem: Problem, prefix: list[int], step: int, generator: random.Ra
 
 
 def screen(
-    problem: Problem, candidates: list[list[int]], begun: list[Begun], generator: random.Random
-) -> list[list[int]]:
-    """The candidates that are best on a few questions, drawn anew for each step; all of them if none are set aside for that."""
+    problem: Problem, candidates: list[list[int]], generator: random.Random
+) -> tuple[list[list[int]], list[dict[str, float]]]:
+    """The candidates that are best on a few questions, drawn anew for each step, and their losses on all; or all of them without that."""
     settings, count = problem.settings, len(problem.completions)
     if settings.screening_questions is None or settings.screening_questions >= count:
-        return candidates
+        return candidates, evaluate(problem, candidates)
     asked = sorted(generator.sample(range(count), settings.screening_questions))
-    losses = [parts["loss"] for parts in evaluate(problem, candidates, asked, begun)]
-    order = sorted(range(len(candidates)), key=losses.__getitem__)
-    return [candidates[place] for place in order[: settings.screened]]
+    first = evaluate(problem, candidates, asked)
+    best = sorted(range(len(candidates)), key=lambda place: first[place]["loss"])[: settings.screened]
+    kept = [candidates[place] for place in best]
+    then = evaluate(problem, kept, [question for question in range(count) if question not in asked])
+    share = len(asked) / count
+    return kept, [
+        {name: share * first[place][name] + (1 - share) * value for name, value in parts.items()}
+        for place, parts in zip(best, then, strict=True)
+    ]
 
 
 def take_step(problem: Problem, search: Search, generator: random.Random) -> None:
@@ -437,9 +423,7 @@ def take_step(problem: Problem, search: Search, generator: random.Random) -> Non
     kind, candidates = propose(problem, prefix, search.step, generator)
     row: dict[str, Any] = {"step": search.step + 1, "kind": kind, "candidates": len(candidates)}
     if candidates:
-        begun = begin_all(problem, candidates)
-        candidates = screen(problem, candidates, begun, generator)
-        losses = evaluate(problem, candidates, begun=begun)
+        candidates, losses = screen(problem, candidates, generator)
         found = [(parts["loss"], candidate) for parts, candidate in zip(losses, candidates, strict=True)]
         search.buffer = sorted([*search.buffer, *found], key=lambda entry: entry[0])[: settings.buffer]
         search.best = min([search.best, *found], key=lambda entry: entry[0])

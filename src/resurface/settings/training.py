@@ -32,7 +32,7 @@ class TrainingSettings(Settings):
     device_batch_size: PositiveInt | None = Field(
         None,
         description="samples of each kind in one pass on one device, a divisor of `batch_size`: a step adds up as many passes as "
-        "it needs; null: all at once. NPO and DPO deal a step's samples to its passes by length, each with room for so many of the longest. "
+        "it needs; null: all at once. NPO and DPO deal a step's samples to its passes by length, so many of the longest or more of shorter ones. "
         "Where memory runs out it is halved, and the log says so",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -51,7 +51,7 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def check_device_batch(self) -> "TrainingSettings":
-        """Passes of equal size make up a step."""
+        """Whole passes make up a step."""
         if self.device_batch_size is not None and self.batch_size % self.device_batch_size:
             raise ValueError(
                 f"found batch_size {self.batch_size} and device_batch_size {self.device_batch_size}; the second must divide the "

@@ -78,13 +78,16 @@ class PairsTrainer(DPOTrainer):
         return deal_pairs(batches, *sizes) if len(batches) > 1 and len(sizes) == 1 else batches, count
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss, the mean over a pass's pairs, by what the pass weighs in its step; so are the means that TRL logs."""
+        """TRL's loss, the mean over a pass's pairs, by what the pass weighs in its step.
+
+        So are other means over pairs that TRL logs; those over tokens (entropy, logits, accuracy) stay means over passes.
+        """
         weight = inputs.pop("weight", None)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if weight is None:
             return loss
         for name, values in self._metrics["train"].items():
-            if name != "num_tokens":
+            if name.startswith(("rewards/", "logps/")):
                 values[-1] *= weight
         return weight * loss
 

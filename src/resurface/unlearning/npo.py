@@ -71,13 +71,16 @@ class NPOTrainer(PartsTrainer):
         self.settings, self.pad = settings, pad
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The passes of a step, whose samples are dealt to them by length; a single pass gets two groups. The step stays the same."""
+        """The passes of a step, whose samples are dealt to them by length: two groups to each, one of short and one of long ones.
+
+        The step stays the same.
+        """
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         samples = [sample for batch in batches for sample in batch]
         lengths = [len(sample["tokens"]) for sample in samples]
-        dealt = deal_by_length(lengths, max(2, len(batches)), max(map(len, batches)))
+        dealt = deal_by_length(lengths, 2 * len(batches), max(map(len, batches)) // 2)
         groups = [[samples[place] for place in group] for group in dealt]
-        return [groups] if len(batches) == 1 else [[group] for group in groups], count
+        return [[groups[place], groups[-1 - place]] for place in range(len(batches))], count
 
     def compute_loss(
         self, model: Any, inputs: list[list[Sample]], return_outputs: bool = False, **_: Any

@@ -34,6 +34,7 @@ from resurface.artifacts import publish_folder
 from resurface.data.tables import read_domain_table
 from resurface.decoder import decoder_blocks
 from resurface.errors import ResurfaceError
+from resurface.fused_norms import fuse_norms
 from resurface.models import check_blocks, linear_names, load_model, load_tokenizer, set_seed
 from resurface.settings.training import TrainingSettings
 from resurface.trainer_runs import run_trainer
@@ -81,7 +82,7 @@ class StopAtNaN(TrainerCallback):
 class PartsTrainer(Trainer):
     """A `Trainer` that logs the parts of a loss beside their sum.
 
-    Its loss is a mean over samples, so that of a step is the mean over passes and processes, which have as many each.
+    The loss of a step is the mean over its passes and processes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -119,6 +120,8 @@ def load_trainable(run: Run, settings: TrainingSettings) -> tuple[PreTrainedMode
     # Of several processes each puts its share on its GPU later.
     device = run.device if count_processes() == 1 else torch.device("cpu")
     model = load_model(run.model_folder, device, settings.dtype)
+    if run.device.type == "cuda":
+        fuse_norms(model)  # also where each process puts its share on its GPU later
     model.config.use_cache = False
     return model, load_tokenizer(run.model_folder)
 
@@ -160,7 +163,7 @@ def choose_trained(model: PreTrainedModel, settings: TrainingSettings, modules: 
 
 
 def share_of(settings: TrainingSettings, processes: int) -> tuple[int, int]:
-    """Samples of each kind that a process adds to a step, and how many of them are in one pass."""
+    """Samples of each kind that a process adds to a step, and how many of them a pass has room for."""
     share = settings.batch_size // processes
     return share, min(settings.device_batch_size or share, share)
 
@@ -214,23 +217,23 @@ def training_arguments(run: Run, settings: TrainingSettings) -> dict[str, Any]:
     }
 
 
-def cut_by_length(lengths: Sequence[int], passes: int, most: int) -> list[int]:
-    """How to cut rows, in order of their length, into passes, each padded to its longest row, so that little is padding.
+def cut_by_length(lengths: Sequence[int], groups: int, most: int) -> list[int]:
+    """How to cut rows, in order of their length, into groups, each padded to its longest row, so that little is padding.
 
     Args:
         lengths: of the rows, ascending [tokens].
-        passes: how many there are; each gets a row at least.
-        most: padded tokens of a pass at most. An equal cut must keep to it.
+        groups: how many there are; each gets a row at least.
+        most: padded tokens of a group at most. An equal cut must keep to it.
 
     Returns:
-        how many rows each pass takes. None would have fewer padded tokens in all.
+        how many rows each group takes. No others would have fewer padded tokens in all.
     """
     places = np.arange(len(lengths) + 1)
     rows = places[None, :] - places[:, None]
     padded = rows * np.array([0, *lengths])[None, :].astype(float)
     padded[(rows <= 0) | (padded > most)] = np.inf
     fewest, begins = np.where(places == 0, 0.0, np.inf), []
-    for _ in range(passes):
+    for _ in range(groups):
         totals = fewest[:, None] + padded
         begins.append(totals.argmin(0))
         fewest = totals.min(0)
@@ -241,20 +244,20 @@ def cut_by_length(lengths: Sequence[int], passes: int, most: int) -> list[int]:
     return sizes[::-1]
 
 
-def deal_by_length(lengths: Sequence[int], passes: int, size: int) -> list[list[int]]:
-    """Deal the rows of a step to its passes by length; all processes make passes of as many rows, for they meet in them.
+def deal_by_length(lengths: Sequence[int], groups: int, size: int) -> list[list[int]]:
+    """Deal the rows of a step to groups by length, which pass the model one by one; all processes, which meet there, to groups of as many.
 
     Args:
         lengths: of this process's rows [tokens]; each process has as many.
-        passes: how many there are.
-        size: a pass has no more padded tokens than so many of the longest rows.
+        groups: how many there are.
+        size: a group has no more padded tokens than so many of the longest rows.
 
     Returns:
-        positions of each pass's rows.
+        positions of each group's rows, those of the shortest first.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     everywhere = np.array(gather_object([[lengths[place] for place in order]])).max(axis=0).tolist()
-    sizes = cut_by_length(everywhere, passes, size * everywhere[-1])
+    sizes = cut_by_length(everywhere, groups, size * everywhere[-1])
     ends = np.cumsum(sizes).tolist()
     return [order[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
