@@ -36,7 +36,7 @@ def fuse_norms(model: nn.Module) -> int:
         (parent, name, fuse(module))
         for parent in model.modules()
         for name, module in parent.named_children()
-        if "RMSNorm" in type(module).__name__ and not isinstance(module, FusedRMSNorm)
+        if "RMSNorm" in type(module).__name__
     ]
     fused = [(parent, name, norm) for parent, name, norm in norms if norm is not None]
     for parent, name, norm in fused:

@@ -74,8 +74,8 @@ class PairsTrainer(DPOTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The passes of a step; as TRL makes them where an epoch ends within a pass, for the pairs of a small pass weigh more."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        sizes = {len(batch["ref_chosen_logps"]) for batch in batches}
-        return deal_pairs(batches, *sizes) if len(batches) > 1 and len(sizes) == 1 else batches, count
+        is_even = len({len(batch["ref_chosen_logps"]) for batch in batches}) == 1
+        return deal_pairs(batches) if is_even and len(batches) > 1 else batches, count
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, the mean over a pass's pairs, by what the pass weighs in its step.
@@ -92,12 +92,12 @@ class PairsTrainer(DPOTrainer):
         return weight * loss
 
 
-def deal_pairs(batches: list[dict[str, torch.Tensor]], size: int) -> list[dict[str, Any]]:
-    """The pairs of several passes of `size`, dealt anew by length, with each new pass's `weight`: its pairs by those of an even pass.
+def deal_pairs(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
+    """The pairs of several even passes, dealt anew by length, with each new pass's `weight`: its pairs by those of an even one.
 
     TRL's tensors of tokens hold chosen answers in their first half, rejected ones in the second `[2 · pairs, tokens]`.
     """
-    width = max(batch["input_ids"].shape[1] for batch in batches)
+    size, width = len(batches[0]["ref_chosen_logps"]), max(batch["input_ids"].shape[1] for batch in batches)
     joined = {}
     for name, values in batches[0].items():
         parts = [batch[name] for batch in batches]

@@ -78,7 +78,7 @@ class NPOTrainer(PartsTrainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         samples = [sample for batch in batches for sample in batch]
         lengths = [len(sample["tokens"]) for sample in samples]
-        dealt = deal_by_length(lengths, 2 * len(batches), max(map(len, batches)) // 2)
+        dealt = deal_by_length(lengths, 2 * len(batches), self.args.per_device_train_batch_size)
         groups = [[samples[place] for place in group] for group in dealt]
         return [[groups[place], groups[-1 - place]] for place in range(len(batches))], count
 

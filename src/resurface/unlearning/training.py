@@ -120,8 +120,8 @@ def load_trainable(run: Run, settings: TrainingSettings) -> tuple[PreTrainedMode
     # Of several processes each puts its share on its GPU later.
     device = run.device if count_processes() == 1 else torch.device("cpu")
     model = load_model(run.model_folder, device, settings.dtype)
-    if run.device.type == "cuda":
-        fuse_norms(model)  # also where each process puts its share on its GPU later
+    if device != run.device:
+        fuse_norms(model)  # as on a GPU, where they will compute
     model.config.use_cache = False
     return model, load_tokenizer(run.model_folder)
 
