@@ -115,7 +115,7 @@ def count_tokens(steps: list[list[Any]]) -> int:
 
 def measure(bench: Bench) -> None:
     """Steps of both methods, plain and ours at growing numbers."""
-    sizes, batch_size = bench.choose([3, 6, 9], [4, 8, 16]), bench.choose(4, 24)
+    sizes, batch_size = bench.choose([3, 6, 9], [6, 12, 24]), bench.choose(4, 24)
     data, resume = bench.folder.parent / "data", bench.folder.parent / "resume"
     if not data.is_dir():
         write_data(data, load_tokenizer(bench.folder), bench.choose(40, TOKENS))
@@ -138,8 +138,9 @@ def measure(bench: Bench) -> None:
         pairs = trainer.train_dataset.remove_columns(["ref_chosen_logps", "ref_rejected_logps"])
 
         def train(steps: int) -> None:
-            # What TRL does when a trainer is made, for the pairs of these steps.
-            seen = pairs.select(range(min(len(pairs), steps * batch_size // EPOCHS)))
+            # What TRL does when a trainer is made, for as many pairs as these steps have new ones; they are in order of length.
+            count = min(len(pairs), steps * batch_size // EPOCHS)
+            seen = pairs.select([place * len(pairs) // count for place in range(count)])
             trainer._precompute_ref_logps(seen, "train", trainer.args.per_device_train_batch_size)
             run_trainer(trainer)
 

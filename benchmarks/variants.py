@@ -92,13 +92,14 @@ def make_variants(ours: ResurfaceLM, count: int) -> dict[str, list[Variant]]:
 def measure(bench: Bench) -> None:
     """For each kind: loaded anew, the passes alone, and ours at growing numbers of variants."""
     questions = bench.choose(8, 1273)
-    sizes = bench.choose([1, 2, 4], [2, 6, 12])
+    sizes = {kind: bench.choose([1, 2, 4], [2, 4, 8]) for kind in ("direction", "adapter", "prefix")}
+    sizes["mask"] = bench.choose([1, 2, 4], [4, 8, 16])  # they share a file that is read once, and an attack has 45
     ours = ResurfaceLM(str(bench.folder), device=str(bench.device))
     ours.folder = bench.folder.parent / "interventions"
     prompts = make_prompts(ours.tokenizer, even_lengths(questions, bench.choose(80, TOKENS)))
     requests = make_requests(prompts)
     lengths = sum(len(row) for row in ours.tokenizer(prompts)["input_ids"])
-    kinds = make_variants(ours, max(sizes))
+    kinds = make_variants(ours, max(map(max, sizes.values())))
 
     def load_and_score(variant: Variant) -> list[Any]:
         alone = ResurfaceLM(str(bench.folder), device=str(bench.device))
@@ -117,7 +118,7 @@ def measure(bench: Bench) -> None:
             partial(ours.answer, rows, [unchanged], True),
             lengths,
         )
-        for size in [size for size in sizes if size <= len(variants)]:
+        for size in sizes[kind]:
             answers = bench.take_time(
                 "resurface",
                 unit,

@@ -355,18 +355,27 @@ def sum_logprobs(
     Returns:
         two tensors `[rows]`; the first in nats, with its gradient.
     """
-    tokens = pad_right(rows, pad)
+    device = next(model.parameters()).device
+    multiple = width_multiple(device)
+    tokens = pad_right(rows, pad, multiple)
     counted = [[int(place >= start) for place in range(len(row))] for row, start in zip(rows, starts, strict=True)]
-    mask = pad_right(counted, 0)[:, 1:]
+    mask = pad_right(counted, 0, multiple)[:, 1:]
     kept = mask.any(0).nonzero()[:, 0]
     # Whoever copies to a GPU waits for it, unless told not to, and it would then wait for the launch of the next pass.
-    device = next(model.parameters()).device
     inputs, targets, mask, places = (
         values.to(device, non_blocking=True) for values in (tokens, tokens[:, kept + 1], mask[:, kept], kept)
     )
     logits = model(input_ids=inputs, use_cache=False, logits_to_keep=places).logits.float()
     logprobs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     return (logprobs * mask).sum(-1), mask.sum(-1)
+
+
+def width_multiple(device: torch.device) -> int:
+    """Of how many tokens the width of rows is best a multiple where each pass has a width of its own.
+
+    On GPUs 8, so that shapes come again: the first product of each shape takes their library up to 3 ms, thousands of others 20 µs each.
+    """
+    return 8 if device.type == "cuda" else 1
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int = 1) -> torch.Tensor:

@@ -118,15 +118,17 @@ def _add_adapter(model: PreTrainedModel, folder: Path) -> Iterator[None]:
 
     def add_to_output(layer: torch.nn.Module, lora_a: torch.Tensor, lora_b: torch.Tensor) -> Any:
         def hook(_module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            update = inputs[0] @ lora_a.T @ lora_b.T
-            return output.add_(update, alpha=scale)
+            inner = inputs[0] @ lora_a.T
+            output.view(-1, output.shape[-1]).addmm_(inner.view(-1, inner.shape[-1]), lora_b.T, alpha=scale)
+            return output
 
         return layer.register_forward_hook(hook)
 
     try:
         for layer, lora_a, lora_b in updates:
             weight = layer.weight
-            lora_a, lora_b = (factor.to(weight.device, weight.dtype) for factor in (lora_a, lora_b))
+            # In two steps: a GPU narrows what it was given in no time, the processor would take seconds for a large adapter.
+            lora_a, lora_b = (factor.to(weight.device).to(weight.dtype) for factor in (lora_a, lora_b))
             if weight.dtype == torch.float32:
                 saved.append((weight, weight.detach().clone()))
                 with torch.no_grad():

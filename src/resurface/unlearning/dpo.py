@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from resurface.artifacts import holding_lock, write_table
+from resurface.models import width_multiple
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.dpo import DPOSettings
 from resurface.unlearning.training import (
@@ -68,6 +69,12 @@ def share_pairs(pairs: list[dict[str, str]], run: Run) -> Dataset:
         return Dataset.from_parquet(str(path), cache_dir=str(run.resume_folder / "datasets"))
 
 
+def sort_by_length(pairs: Dataset) -> Dataset:
+    """Pairs in the order of their length, in which the reference reads them, so that little is padding. Training draws an order of its own."""
+    lengths = [len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"])) for pair in pairs]
+    return pairs.select(sorted(range(len(pairs)), key=lengths.__getitem__))
+
+
 class PairsTrainer(DPOTrainer):
     """TRL's trainer, with the pairs of a step dealt to its passes by length."""
 
@@ -75,7 +82,8 @@ class PairsTrainer(DPOTrainer):
         """The passes of a step; as TRL makes them where an epoch ends within a pass, for the pairs of a small pass weigh more."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         is_even = len({len(batch["ref_chosen_logps"]) for batch in batches}) == 1
-        return deal_pairs(batches) if is_even and len(batches) > 1 else batches, count
+        dealt = deal_pairs(batches, width_multiple(device)) if is_even and len(batches) > 1 else batches
+        return dealt, count
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, the mean over a pass's pairs, by what the pass weighs in its step.
@@ -92,12 +100,13 @@ class PairsTrainer(DPOTrainer):
         return weight * loss
 
 
-def deal_pairs(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
+def deal_pairs(batches: list[dict[str, torch.Tensor]], multiple: int = 1) -> list[dict[str, Any]]:
     """The pairs of several even passes, dealt anew by length, with each new pass's `weight`: its pairs by those of an even one.
 
     TRL's tensors of tokens hold chosen answers in their first half, rejected ones in the second `[2 · pairs, tokens]`.
     """
     size, width = len(batches[0]["ref_chosen_logps"]), max(batch["input_ids"].shape[1] for batch in batches)
+    width = -(-width // multiple) * multiple
     joined = {}
     for name, values in batches[0].items():
         parts = [batch[name] for batch in batches]
@@ -106,8 +115,8 @@ def deal_pairs(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
         joined[name] = torch.cat(parts, dim=values.dim() - 1)  # [pairs] or [2, pairs, tokens]
     lengths = joined["attention_mask"].sum(-1).amax(0).tolist()
     dealt = []
-    for group in deal_by_length(lengths, len(batches), size):
-        longest = max(lengths[place] for place in group)
+    for group in deal_by_length(lengths, len(batches), size, multiple):
+        longest = -(-max(lengths[place] for place in group) // multiple) * multiple
         new: dict[str, Any] = {
             name: values[group] if values.dim() == 1 else values[:, group, :longest].flatten(0, 1)
             for name, values in joined.items()
@@ -129,14 +138,15 @@ def make_trainer(run: Run, settings: DPOSettings) -> tuple[DPOTrainer, PreTraine
             **arguments,
             beta=settings.beta,
             max_length=settings.length,
+            pad_to_multiple_of=width_multiple(run.device),
             precompute_ref_log_probs=True,
             # For FSDP, TRL loads the reference anew until its log-probabilities are computed, and each process would spread it over
             # all GPUs.
             model_init_kwargs={"device_map": None} if is_shared_out() else None,
             eval_strategy="epoch" if held_out else "no",
         ),
-        train_dataset=pairs.select(range(held_out, len(pairs))),
-        eval_dataset=pairs.select(range(held_out)) if held_out else None,
+        train_dataset=sort_by_length(pairs.select(range(held_out, len(pairs)))),
+        eval_dataset=sort_by_length(pairs.select(range(held_out))) if held_out else None,
         processing_class=tokenizer,
     )
     return trainer, tokenizer
