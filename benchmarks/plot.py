@@ -10,6 +10,7 @@ import altair as alt
 import pandas as pd
 
 WAY = "resurface"
+COLORS = alt.Scale(scheme="category20")  # there are more than ten lines
 
 
 def read_tables(folder: Path) -> pd.DataFrame:
@@ -42,7 +43,10 @@ def draw_growth(table: pd.DataFrame) -> alt.HConcatChart:
     lines = (
         alt.Chart(relative)
         .mark_line(point=True)
-        .encode(x=alt.X("size", scale=axis, title="times the smallest size"), color=alt.Color("measured", title=None))
+        .encode(
+            x=alt.X("size", scale=axis, title="times the smallest size"),
+            color=alt.Color("measured", title=None, scale=COLORS),
+        )
     )
     time = proportional + lines.encode(y=alt.Y("time", scale=axis, title="times its seconds"))
     memory = lines.encode(y=alt.Y("GPU memory", title="times its GPU memory", scale=alt.Scale(domain=[0, 2])))
