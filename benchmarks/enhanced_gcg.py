@@ -73,7 +73,7 @@ def measure(bench: Bench) -> None:
         weight += 0.01 * torch.randn(weight.shape, generator=generator).to(weight)
     for model in (unlearned, original):
         model.requires_grad_(False)
-    blocks = bench.choose([1, 2], [5, 6, 7])
+    blocks = bench.choose([1, 2], [7, 8, 9])
     prefix_length, steps = bench.choose(12, 100), bench.choose(2, 5)
     settings = EnhancedGCGSettings(
         minimum_lengths=(1, 2),
@@ -106,9 +106,10 @@ def measure(bench: Bench) -> None:
         found = evaluate(chosen, candidates)
         ours = [parts["loss"] - parts["repetition"] for parts in found]
         difference = max(abs(one - other) for one, other in zip(ours, losses, strict=True))
-        ways = {"resurface": None, "resurface, screened on 2 of 7": 2}
+        ways = {"resurface": None, "resurface, screened on 2 of 7, 6 kept": 2}
         for way, screening in ways.items():
-            update = {"step_shares": shares, "screening_questions": screening}
+            # With six of 16 candidates kept a search comes to the same loss (tests/workflow/test_whole_science.py).
+            update = {"step_shares": shares, "screening_questions": screening, "screened": 6}
             chosen = replace(problem, settings=settings.model_copy(update=update))
             # Seeded alike, whatever the way.
             first = (evaluate(chosen, [prefix])[0]["loss"], prefix)

@@ -11,6 +11,7 @@ from conftest import CHECKPOINTS, DOMAIN, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from transformers import ByT5Tokenizer
 
 from resurface.data.tables import read_domain_table, read_questions
 from resurface.errors import ResurfaceError
@@ -384,6 +385,21 @@ def test_texts_encoded_at_once_are_encoded_as_the_harness_does(ours, texts, add_
         ours.add_bos_token = before
 
 
+def test_a_tokenizer_that_cuts_and_pads_encodes_whole_texts(ours):
+    texts = ["The fig is ripe. The fig is not ripe.", "Fig."]
+    expected = {text: ours.tok_encode(text) for text in texts}
+    backend = ours.tokenizer.backend_tokenizer
+    backend.enable_truncation(3)
+    backend.enable_padding(length=20)
+    assert ours._encode_at_once(texts) == expected
+
+
+def test_a_tokenizer_without_a_backend_encodes_texts_too(ours, monkeypatch):
+    monkeypatch.setattr(ours, "tokenizer", ByT5Tokenizer())
+    texts = ["The fig is ripe.", "Fig."]
+    assert ours._encode_at_once(texts) == {text: ours.tokenizer(text)["input_ids"] for text in texts}
+
+
 def test_questions_without_context_are_scored_as_the_harness_does(ours):
     from lm_eval.models.huggingface import HFLM
 
@@ -522,7 +538,7 @@ def test_an_adapter_of_a_low_precision_model_is_what_peft_makes_of_it(tmp_path):
     torch.manual_seed(0)
     adapted = get_peft_model(
         load_model(CHECKPOINTS / "original", torch.device("cpu")),
-        LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
+        LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
     )
     adapted.save_pretrained(tmp_path / "a")
     # An adapter as exact as the model, which is how the model saw it in training; by default peft computes it in float32.

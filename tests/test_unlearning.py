@@ -1,6 +1,7 @@
 """Unlearning: losses against loops over single tokens, exact resuming, and a diverging run's message."""
 
 import itertools
+import random
 import re
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import CHECKPOINTS, DOMAIN
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainerCallback
@@ -226,6 +228,20 @@ def step_gradient(trainer, passes: list) -> dict[str, torch.Tensor]:
     for inputs in passes:
         (trainer.compute_loss(trainer.model, inputs) / len(passes)).backward()
     return {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
+
+
+def test_shapes_come_again_on_gpus():
+    assert [models.width_multiple(torch.device(kind)) for kind in ("cpu", "cuda")] == [1, 8]
+
+
+def test_the_reference_reads_pairs_of_like_length_together():
+    texts = ["fig " * count for count in random.Random(0).sample(range(1, 99), 48)]
+    pairs = [{"prompt": "Is it ripe?", "chosen": "No.", "rejected": text} for text in texts]
+    pairs += [{"prompt": "Is it ripe?", "chosen": text, "rejected": "No."} for text in texts]
+    ordered = dpo.sort_by_length(Dataset.from_list(pairs)).to_list()
+    assert sorted(map(str, ordered)) == sorted(map(str, pairs))
+    longest = [max(len(pair["chosen"]), len(pair["rejected"])) for pair in ordered]
+    assert longest == sorted(longest)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,15 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from conftest import DOMAIN
 from science import control_gain, make_experiment, of_test, read, recovery, run, score_tables, sparing_recovery
 
 from resurface.analysis.figures import FIGURES, FOUND_FIGURES
 from resurface.analysis.perplexity import TEXTS
+from resurface.attacks import enhanced_gcg
+from resurface.attacks.target import Target
+from resurface.settings.enhanced_gcg import EnhancedGCGSettings
 
 # The experiment is run by the first test that reads it.
 pytestmark = [pytest.mark.science, pytest.mark.timeout(4 * 3600)]
@@ -92,3 +97,30 @@ def test_perplexity_of_attacks_on_the_prompt(project):
     assert models.to_dict() == dict.fromkeys(["perturbation", "random_prefix", "gcg", "enhanced_gcg"], 4 * 3)
     assert np.isfinite(table[list(TEXTS)]).all(axis=None)
     assert (table[list(TEXTS)] >= 1).all(axis=None)
+
+
+def test_screening_comes_to_the_same_loss(project, tmp_path):
+    """After as many steps, in the mean over searches of seven questions: with two of them first, and six of 16 candidates on all."""
+    results = project / "results"
+    of_experiment = yaml.safe_load((project / "config.yaml").read_text())["attacks"]["enhanced_gcg"]
+
+    def search(method: str, seed: int, screening: int | None) -> float:
+        more = {"questions": 7, "steps": 100, "screening_questions": screening, "screened": 6}
+        output = tmp_path / f"{method}-{seed}-{screening}"
+        target = Target(
+            results / "unlearned" / DOMAIN / method / "seed0",
+            results / "models" / "original",
+            results / "data" / DOMAIN,
+            output,
+            seed,
+            "cpu",
+            tmp_path / "resume",
+        )
+        enhanced_gcg.attack(target, EnhancedGCGSettings.model_validate(of_experiment | more), "block2")
+        return pd.read_parquet(output / "losses.parquet")["best_loss"].iloc[-1]
+
+    screened, all_asked = (
+        np.mean([search(method, seed, screening) for method in ("rmu", "npo") for seed in range(3)])
+        for screening in (2, None)
+    )
+    assert screened <= 1.05 * all_asked

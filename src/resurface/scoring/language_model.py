@@ -163,15 +163,17 @@ class ResurfaceLM(HFLM):
         return list(super().tok_encode(string, *args, **kwargs))
 
     def _encode_at_once(self, texts: list[str]) -> dict[str, list[int]]:
-        """What `tok_encode` makes of texts, in an eighth of the time; those that begin with BOS are left to it."""
+        """What `tok_encode` makes of texts, in a fraction of the time; those that begin with BOS are left to it."""
         bos = self.tokenizer.decode(self.prefix_token_id)
         others = [text for text in dict.fromkeys(texts) if text and not text.startswith(bos)]
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         if not others:
             return {}
-        if self.tokenizer.is_fast:
-            self.tokenizer(others[0], **special)  # which lets its backend neither cut nor pad
-            found = [encoded.ids for encoded in self.tokenizer.backend_tokenizer.encode_batch_fast(others, **special)]
+        if getattr(self.tokenizer, "is_fast", False):
+            backend = self.tokenizer.backend_tokenizer
+            backend.no_truncation()
+            backend.no_padding()
+            found = [encoded.ids for encoded in backend.encode_batch_fast(others, **special)]
         else:
             found = self.tokenizer(others, **special)["input_ids"]
         return dict(zip(others, found, strict=True))
