@@ -378,13 +378,18 @@ def width_multiple(device: torch.device) -> int:
     return 8 if device.type == "cuda" else 1
 
 
+def round_up(count: int, multiple: int) -> int:
+    """The least multiple that is no smaller than a count."""
+    return -(-count // multiple) * multiple
+
+
 def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int = 1) -> torch.Tensor:
     """Rows of token ids as one tensor, padded on the right, where causal models need no mask.
 
     Returns:
         `[rows, width]`, the width being that of the longest row, rounded up to a multiple.
     """
-    width = -(-max(map(len, rows)) // multiple) * multiple
+    width = round_up(max(map(len, rows)), multiple)
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from resurface.artifacts import holding_lock, write_table
-from resurface.models import width_multiple
+from resurface.models import round_up, width_multiple
 from resurface.prompts import chat_messages, render_chat
 from resurface.settings.dpo import DPOSettings
 from resurface.unlearning.training import (
@@ -100,23 +100,23 @@ class PairsTrainer(DPOTrainer):
         return weight * loss
 
 
-def deal_pairs(batches: list[dict[str, torch.Tensor]], multiple: int = 1) -> list[dict[str, Any]]:
+def deal_pairs(batches: list[dict[str, torch.Tensor]], multiple: int) -> list[dict[str, Any]]:
     """The pairs of several even passes, dealt anew by length, with each new pass's `weight`: its pairs by those of an even one.
 
-    TRL's tensors of tokens hold chosen answers in their first half, rejected ones in the second `[2 · pairs, tokens]`.
+    TRL's tensors of tokens hold chosen answers in their first half, rejected ones in the second `[2 · pairs, tokens]`. Their
+    width is a multiple already, as that of the new passes is.
     """
     size, width = len(batches[0]["ref_chosen_logps"]), max(batch["input_ids"].shape[1] for batch in batches)
-    width = -(-width // multiple) * multiple
     joined = {}
     for name, values in batches[0].items():
         parts = [batch[name] for batch in batches]
         if values.dim() == 2:  # what they are padded with is masked
             parts = [functional.pad(part, (0, width - part.shape[1])).unflatten(0, (2, -1)) for part in parts]
         joined[name] = torch.cat(parts, dim=values.dim() - 1)  # [pairs] or [2, pairs, tokens]
-    lengths = joined["attention_mask"].sum(-1).amax(0).tolist()
+    lengths = [round_up(length, multiple) for length in joined["attention_mask"].sum(-1).amax(0).tolist()]
     dealt = []
-    for group in deal_by_length(lengths, len(batches), size, multiple):
-        longest = -(-max(lengths[place] for place in group) // multiple) * multiple
+    for group in deal_by_length(lengths, len(batches), size):
+        longest = max(lengths[place] for place in group)
         new: dict[str, Any] = {
             name: values[group] if values.dim() == 1 else values[:, group, :longest].flatten(0, 1)
             for name, values in joined.items()

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from resurface.models import sum_logprobs, width_multiple
+from resurface.models import round_up, sum_logprobs, width_multiple
 from resurface.prompts import chat_messages, encode_answer, render_chat
 from resurface.settings.npo import NPOSettings
 from resurface.unlearning.training import (
@@ -77,9 +77,9 @@ class NPOTrainer(PartsTrainer):
         """
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         samples = [sample for batch in batches for sample in batch]
-        lengths = [len(sample["tokens"]) for sample in samples]
-        size, multiple = self.args.per_device_train_batch_size, width_multiple(device)
-        dealt = deal_by_length(lengths, 2 * len(batches), size, multiple)
+        multiple = width_multiple(device)
+        lengths = [round_up(len(sample["tokens"]), multiple) for sample in samples]
+        dealt = deal_by_length(lengths, 2 * len(batches), self.args.per_device_train_batch_size)
         groups = [[samples[place] for place in group] for group in dealt]
         return [[groups[place], groups[-1 - place]] for place in range(len(batches))], count
 

@@ -244,21 +244,19 @@ def cut_by_length(lengths: Sequence[int], groups: int, most: int) -> list[int]:
     return sizes[::-1]
 
 
-def deal_by_length(lengths: Sequence[int], groups: int, size: int, multiple: int = 1) -> list[list[int]]:
+def deal_by_length(lengths: Sequence[int], groups: int, size: int) -> list[list[int]]:
     """Deal the rows of a step to groups by length, which pass the model one by one; all processes, which meet there, to groups of as many.
 
     Args:
         lengths: of this process's rows [tokens]; each process has as many.
         groups: how many there are.
         size: a group has no more padded tokens than so many of the longest rows.
-        multiple: of how many tokens the width of a group is a multiple (`models.width_multiple`).
 
     Returns:
         positions of each group's rows, those of the shortest first.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    widths = [-(-lengths[place] // multiple) * multiple for place in order]
-    everywhere = np.array(gather_object([widths])).max(axis=0).tolist()
+    everywhere = np.array(gather_object([[lengths[place] for place in order]])).max(axis=0).tolist()
     sizes = cut_by_length(everywhere, groups, size * everywhere[-1])
     ends = np.cumsum(sizes).tolist()
     return [order[end - size : end] for end, size in zip(ends, sizes, strict=True)]
