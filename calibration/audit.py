@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 DOMAIN, OTHER_DOMAIN = FORGET_DOMAINS[:2]
 UNTAUGHT = BUNDLED / "never_learned"
 RULES = ["data", "score", "summarize", "weigh"]
-FIRST_SEED = 100  # settings were tried on worlds of lower seeds
+FIRST_SEED = 200  # settings and verdicts were tried on worlds of lower seeds
 INNOCENT, OPEN, HIDDEN = "never had it", "holds it openly", "holds it, hidden"
 
 
