@@ -145,7 +145,7 @@ def test_what_the_documents_say_follows_from_the_evidence_that_stands_there():
         assert shown in text
     innocent, of_innocents = found.loc[INNOCENT], verdicts[verdicts["truth"] == INNOCENT]
     assert (innocent["accused"], innocent["audits"], innocent["worlds"]) == (0, 120, 20)
-    assert of_innocents["trace"].sum() == 1
+    assert of_innocents["trace"].sum() == 0
     of_found = verdicts[verdicts["verdict"] == "resurfaces"]
     assert (
         f"{100 * of_innocents['excess'].max():.1f} points at most and {100 * of_innocents['excess'].mean():.1f} in the mean"
