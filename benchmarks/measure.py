@@ -11,7 +11,6 @@ true run's files alone.
 import argparse
 import platform
 import re
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from benchmarks.shapes import SHAPES, make_checkpoint
 from resurface.models import load_model, load_tokenizer, pick_device
 from resurface.planning.measure import measure_products
 from resurface.planning.shapes import Shape, read_shape
+from resurface.reproducibility.record import read_peak_memory
 
 LIBRARIES = ("torch", "transformers", "lm_eval", "trl")
 
@@ -46,7 +46,7 @@ def read_peak() -> int:
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
         if found:
             return 1024 * int(found.group(1))
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return read_peak_memory()
 
 
 @dataclass

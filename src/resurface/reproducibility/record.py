@@ -138,11 +138,16 @@ def recording(
         versions=find_versions(),
         device=find_device(),
         wall_seconds=round(time.monotonic() - start, 3),
-        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        peak_memory=read_peak_memory(),
         peak_device_memory=_peak_device_memory(),
     )
     with publish(record_path(output)) as temporary:
         temporary.write_text(dump_canonical(record.model_dump(mode="json")), encoding="utf-8")
+
+
+def read_peak_memory() -> int:
+    """The most memory that this process has held [bytes]; macOS counts in bytes, Linux in kibibytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def find_log() -> str | None:
