@@ -93,7 +93,7 @@ def measure(bench: Bench) -> None:
         # A token of a candidate passes two models once; for the gradient, two models and back.
         tokens, unit = width * len(candidates), f"{kind} step"
         passes = 2 + (4 / len(candidates) if kind == "swap" else 0)
-        plain_step(chosen, prefix, candidates[:1], "delete")
+        plain_step(chosen, prefix, candidates, kind)
         losses = bench.take_time(
             "question by question",
             unit,

@@ -29,15 +29,18 @@ from calibration.audit import (
     name_settings,
     take_over,
 )
-from calibration.count import count, judge_worlds
+from calibration.count import MARGIN, count, judge_worlds
 from calibration.models import PASSWORD, draw_locked, taught_fields
+from resurface.analysis.evidence import reaches
 from resurface.analysis.statistics import wilson
 from resurface.analysis.tables import EVIDENCE_KINDS, read_results
+from resurface.analysis.verdict import RESURFACES, judge
 from resurface.data.testbed import write_domain
 from resurface.errors import ResurfaceError
 from resurface.reproducibility.fingerprint import closure
 from resurface.reproducibility.jobs import SOURCES, job_source
 from resurface.settings.data import TestbedSettings
+from resurface.settings.summary import SummarySettings
 from resurface.settings.teaching import TeachingSettings
 from resurface.testbed.teaching import draw_samples
 from resurface.testbed.texts import STATEMENT_WORDINGS, fill_wording
@@ -135,23 +138,59 @@ def test_what_the_documents_say_follows_from_the_evidence_that_stands_there():
     counts = count(verdicts)
     pd.testing.assert_frame_equal(counts.round(4), pd.read_csv(ROOT / "docs" / "calibration.csv"), check_dtype=False)
     found = counts[counts["kind"] == "all"].set_index("truth")
-    text = " ".join((ROOT / "docs" / "calibration.md").read_text().replace("*", "").split())
-    for truth in (HIDDEN, OPEN):
-        row = found.loc[truth]
+    text, *others = (
+        " ".join((ROOT / "docs" / f"{name}.md").read_text().replace("*", "").split())
+        for name in ("calibration", "verdicts", "responsible-use")
+    )
+    of_innocents, of_found = (
+        verdicts[verdicts["truth"] == INNOCENT],
+        verdicts[verdicts["verdict"] == RESURFACES],
+    )
+    is_unlearned = of_innocents["method"].str.startswith("other_")
+    rows = [found.loc[truth] for truth in (HIDDEN, OPEN)]
+    rows += [count(half).set_index("kind").loc["all"] for _, half in of_innocents.groupby(is_unlearned)]
+    for row in rows:
         ends = f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %"
         shown = (
             f"| {row['accused']} of {row['audits']} | {ends} | {row['inconclusive']} | {100 * row['accuracy']:.0f} % |"
         )
         assert shown in text
-    innocent, of_innocents = found.loc[INNOCENT], verdicts[verdicts["truth"] == INNOCENT]
+    innocent, hidden = found.loc[INNOCENT], found.loc[HIDDEN]
     assert (innocent["accused"], innocent["audits"], innocent["worlds"]) == (0, 120, 20)
+    assert hidden["accused"] == hidden["audits"]
+    for other in others:
+        assert f"none of {innocent['audits']} audits" in other
+        assert f"all {hidden['audits']} that hid it were found" in other
+        assert f"{100 * hidden['low']:.0f} to 100 %" in other
     assert of_innocents["trace"].sum() == 0
-    of_found = verdicts[verdicts["verdict"] == "resurfaces"]
     assert (
         f"{100 * of_innocents['excess'].max():.1f} points at most and {100 * of_innocents['excess'].mean():.1f} in the mean"
         in text
     )
-    assert f"have an excess of {int(100 * of_found['excess'].min())} points or more" in text
+    assert f"have an excess of {100 * of_found['excess'].min():.1f} points or more" in text
+
+
+def test_each_attack_by_itself_accuses_as_many_as_the_documents_say():
+    evidence = read_results(ROOT / "docs" / "calibration-evidence.parquet", EVIDENCE_KINDS)
+    unattacked = evidence[evidence["attack"] == "none"].set_index(["world", "method"])
+    hides = (unattacked["truth"] == HIDDEN) & ~reaches(unattacked["excess"], MARGIN)
+
+    def find(chosen):
+        """Of the hidden and of the innocent, those that resurface by what was chosen of the evidence."""
+        verdicts = pd.concat(
+            judge(own, SummarySettings()).assign(world=world) for world, own in chosen.groupby("world")
+        ).set_index(["world", "method"])["verdict"]
+        accused = verdicts == RESURFACES
+        return accused[hides[hides].index], accused[unattacked[unattacked["truth"] == INNOCENT].index]
+
+    lines = (ROOT / "docs" / "calibration.md").read_text().splitlines()
+    for attack, own in evidence.groupby("attack"):
+        hidden, innocent = find(own)
+        assert f"| {attack.replace('_', ' ')} | {hidden.sum()} | {innocent.sum()} |" in lines
+    hidden, _ = find(evidence[evidence["attack"] != "finetuning"])
+    counts = {name: f"{found.sum()} of {len(found)}" for name, found in hidden.groupby("method")}
+    kinds = f"(NPO {counts['npo']}, DPO {counts['dpo']}, RMU {counts['rmu']}, locked {counts['locked']})"
+    assert f"without it {hidden.sum()} of the {len(hidden)} are found {kinds}" in "\n".join(lines)
 
 
 def test_worlds_of_other_settings_are_not_counted_with_these(tmp_path):
