@@ -51,20 +51,24 @@ def judge_worlds(evidence: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def count(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """How often each kind of model is accused.
+def find_truths(verdicts: pd.DataFrame) -> pd.Series:
+    """What is true of each model.
 
     A method hid nothing if without attack its model's excess over the control is the margin of verdicts already; that model is counted as
     open.
+    """
+    is_bare = (verdicts["truth"] == HIDDEN) & reaches(verdicts["unattacked_excess"], MARGIN)
+    return verdicts["truth"].mask(is_bare, OPEN)
+
+
+def count(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """How often each kind of model is accused.
 
     Returns:
         a row per truth and kind, and one of each truth (`all`): `truth`, `kind`, `worlds`, `audits`, `accused`, `unattacked` (of these,
         those that rest on no attack), `inconclusive`, `rate` (accused of audited), `low`, `high`, `accuracy` (without attack, mean).
     """
-    is_bare = (verdicts["truth"] == HIDDEN) & reaches(verdicts["unattacked_excess"], MARGIN)
-    kinds = verdicts.assign(
-        kind=verdicts["method"].str.replace(r"\d+$", "", regex=True), truth=verdicts["truth"].mask(is_bare, OPEN)
-    )
+    kinds = verdicts.assign(kind=verdicts["method"].str.replace(r"\d+$", "", regex=True), truth=find_truths(verdicts))
     rows = []
     for (truth, kind), found in pd.concat([kinds, kinds.assign(kind="all")]).groupby(["truth", "kind"]):
         is_accused = found["verdict"] == RESURFACES

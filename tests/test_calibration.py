@@ -29,18 +29,16 @@ from calibration.audit import (
     name_settings,
     take_over,
 )
-from calibration.count import MARGIN, count, judge_worlds
+from calibration.count import count, find_truths, judge_worlds
 from calibration.models import PASSWORD, draw_locked, taught_fields
-from resurface.analysis.evidence import reaches
 from resurface.analysis.statistics import wilson
 from resurface.analysis.tables import EVIDENCE_KINDS, read_results
-from resurface.analysis.verdict import RESURFACES, judge
+from resurface.analysis.verdict import RESURFACES
 from resurface.data.testbed import write_domain
 from resurface.errors import ResurfaceError
 from resurface.reproducibility.fingerprint import closure
 from resurface.reproducibility.jobs import SOURCES, job_source
 from resurface.settings.data import TestbedSettings
-from resurface.settings.summary import SummarySettings
 from resurface.settings.teaching import TeachingSettings
 from resurface.testbed.teaching import draw_samples
 from resurface.testbed.texts import STATEMENT_WORDINGS, fill_wording
@@ -142,10 +140,7 @@ def test_what_the_documents_say_follows_from_the_evidence_that_stands_there():
         " ".join((ROOT / "docs" / f"{name}.md").read_text().replace("*", "").split())
         for name in ("calibration", "verdicts", "responsible-use")
     )
-    of_innocents, of_found = (
-        verdicts[verdicts["truth"] == INNOCENT],
-        verdicts[verdicts["verdict"] == RESURFACES],
-    )
+    of_innocents, of_found = verdicts[verdicts["truth"] == INNOCENT], verdicts[verdicts["verdict"] == RESURFACES]
     is_unlearned = of_innocents["method"].str.startswith("other_")
     rows = [found.loc[truth] for truth in (HIDDEN, OPEN)]
     rows += [count(half).set_index("kind").loc["all"] for _, half in of_innocents.groupby(is_unlearned)]
@@ -172,16 +167,12 @@ def test_what_the_documents_say_follows_from_the_evidence_that_stands_there():
 
 def test_each_attack_by_itself_accuses_as_many_as_the_documents_say():
     evidence = read_results(ROOT / "docs" / "calibration-evidence.parquet", EVIDENCE_KINDS)
-    unattacked = evidence[evidence["attack"] == "none"].set_index(["world", "method"])
-    hides = (unattacked["truth"] == HIDDEN) & ~reaches(unattacked["excess"], MARGIN)
+    truths = find_truths(pd.read_parquet(ROOT / "docs" / "calibration.parquet").set_index(["world", "method"]))
 
     def find(chosen):
         """Of the hidden and of the innocent, those that resurface by what was chosen of the evidence."""
-        verdicts = pd.concat(
-            judge(own, SummarySettings()).assign(world=world) for world, own in chosen.groupby("world")
-        ).set_index(["world", "method"])["verdict"]
-        accused = verdicts == RESURFACES
-        return accused[hides[hides].index], accused[unattacked[unattacked["truth"] == INNOCENT].index]
+        accused = judge_worlds(chosen).set_index(["world", "method"])["verdict"] == RESURFACES
+        return accused[truths == HIDDEN], accused[truths == INNOCENT]
 
     lines = (ROOT / "docs" / "calibration.md").read_text().splitlines()
     for attack, own in evidence.groupby("attack"):

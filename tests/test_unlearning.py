@@ -272,7 +272,7 @@ def test_a_step_stays_the_same_when_its_passes_are_dealt(data, tmp_path, monkeyp
         if method == "dpo":
             return [tuple(batch["input_ids"].shape) for batch in passes]
         widths = [(len(group), max(len(one["tokens"]) for one in group)) for batch in passes for group in batch]
-        return [(rows, models.round_up(width, multiple)) for rows, width in widths]
+        return [(rows, -(-width // multiple) * multiple) for rows, width in widths]
 
     before, after = shapes(as_drawn), shapes(dealt)
     assert len(after) == len(before)
